@@ -1,0 +1,106 @@
+"""Job: one request on its way through a queue and a worker to exactly one end.
+
+Re-exports the values of the wire, so that adapters need not know where they come from.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from enum import Enum
+
+from mariner.bodies import Slot
+from mariner.errors import MarinerError
+from ts.wire import Part, Reply, Request, Shared, pack_headers, unpack_headers
+
+__all__ = [
+    "Job",
+    "JobState",
+    "Outcome",
+    "Part",
+    "Reply",
+    "Request",
+    "Shared",
+    "pack_headers",
+    "unpack_headers",
+]
+
+Outcome = Reply | MarinerError
+
+
+class JobState(Enum):
+    """Where a job is."""
+
+    WAITING = "waiting"
+    RUNNING = "running"  # handed to a worker
+    ENDED = "ended"
+
+
+class Job:
+    """A request that waits for, or is with, a worker.
+
+    Args:
+        request: what the handler is to see.
+        deliver: called with each streamed piece and then exactly once with the end: a final ``Reply`` or an error.
+            Never called again after :meth:`cancel`.
+        deadline: time on the server's clock after which nobody wants the answer; infinity for none.
+        created: time of arrival on the server's clock.
+        slot: shared memory that holds the body; released when no worker can read it any more.
+    """
+
+    __slots__ = ("_deliver", "created", "deadline", "id", "request", "slot", "state", "streaming", "taken")
+
+    def __init__(
+        self,
+        request: Request,
+        deliver: Callable[[Outcome], None],
+        *,
+        deadline: float = math.inf,
+        created: float = 0.0,
+        slot: Slot | None = None,
+    ) -> None:
+        self.id = 0  # given by the worker that takes the job
+        self.request = request
+        self.deadline = deadline
+        self.created = created
+        self.taken = created  # when a worker took it
+        self.slot = slot
+        self.state = JobState.WAITING
+        self.streaming = False  # a first piece went out: the status line is gone
+        self._deliver: Callable[[Outcome], None] | None = deliver
+
+    @property
+    def wanted(self) -> bool:
+        """Somebody still waits for the answer."""
+        return self._deliver is not None
+
+    def begin(self, id_: int, now: float) -> None:
+        """A worker took the job and calls it ``id_``."""
+        self.id = id_
+        self.taken = now
+        self.state = JobState.RUNNING
+
+    def piece(self, reply: Reply) -> None:
+        """Delivers one piece of a streamed answer."""
+        self.streaming = True
+        if self._deliver is not None:
+            self._deliver(reply)
+
+    def end(self, outcome: Outcome) -> None:
+        """Delivers the end and frees what the job holds. A second end is a defect and is ignored."""
+        deliver, self._deliver = self._deliver, None
+        self.state = JobState.ENDED
+        if self.slot is not None:
+            self.slot.release()
+            self.slot = None
+        if deliver is not None:
+            deliver(outcome)
+
+    def cancel(self) -> None:
+        """Nobody wants the answer any more. A job with a worker keeps its body until the worker is done with it."""
+        self._deliver = None
+        if self.state is JobState.WAITING:
+            self.state = JobState.ENDED
+            if self.slot is not None:
+                self.slot.release()
+                self.slot = None
