@@ -1,0 +1,182 @@
+"""Batching policies: which waiting jobs form the next batch, and which may wait at all.
+
+Pure: no tasks, no sockets; the clock is passed in. A policy decides *when* a batch is due; the queue does the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from mariner.errors import BadRequest, QueueFull, RequestTimeout
+from mariner.jobs import Job, JobState
+
+__all__ = ["POLICIES", "EagerQueue", "FillQueue", "JobQueue", "make_queue"]
+
+
+class JobQueue(ABC):
+    """Jobs that wait for a worker, first in first out.
+
+    Args:
+        model: how messages call the model.
+        batch_size: most jobs in a batch.
+        max_delay: most seconds a job waits for its batch to fill.
+        capacity: most jobs that may wait; those that a worker has been handed but not begun count too.
+        clock: the time in seconds.
+
+    Attributes:
+        ahead: jobs that workers have been handed but not begun; the workers keep it.
+    """
+
+    def __init__(
+        self, model: str, *, batch_size: int, max_delay: float, capacity: int, clock: Callable[[], float]
+    ) -> None:
+        self.model = model
+        self.batch_size = batch_size
+        self.max_delay = max_delay
+        self.capacity = capacity
+        self.ahead = 0
+        self._clock = clock
+        self._jobs: deque[Job] = deque()
+        self._earliest_deadline = math.inf  # of the jobs put since the last expire(); may be too early, never too late
+
+    def __len__(self) -> int:
+        """Jobs that wait, those whose client has gone excluded."""
+        self._drop_ended()
+        return len(self._jobs)
+
+    def __bool__(self) -> bool:
+        """Something may be waiting; cheap, and true also while only cancelled jobs are left."""
+        return bool(self._jobs)
+
+    def put(self, job: Job) -> None:
+        """Lets a job wait.
+
+        Raises:
+            QueueFull: as many jobs wait as may.
+        """
+        if len(self._jobs) + self.ahead >= self.capacity:
+            self._drop_ended()
+            waiting = len(self._jobs) + self.ahead
+            if waiting >= self.capacity:
+                raise QueueFull(
+                    f"{self.model} has its queue full: {waiting} requests wait, job_queue_size is {self.capacity}.",
+                    hint="Retry later, add workers, or raise job_queue_size (jobQueueSize in the model config).",
+                    retry_after=1.0,
+                )
+        self._jobs.append(job)
+        self._earliest_deadline = min(self._earliest_deadline, job.deadline)
+
+    def put_back(self, jobs: Iterable[Job]) -> None:
+        """Returns jobs that a worker did not begin to the head, in their old order; never refused."""
+        for job in reversed(list(jobs)):
+            job.state = JobState.WAITING
+            self._jobs.appendleft(job)
+            self._earliest_deadline = min(self._earliest_deadline, job.deadline)
+
+    def take(self, *, partial: bool = True) -> list[Job]:
+        """The next batch, or an empty list if none is due.
+
+        Args:
+            partial: whether a batch that is not full will do.
+        """
+        if not self._jobs:
+            return []
+        if self._earliest_deadline < math.inf and self._earliest_deadline <= self._clock():
+            self.expire()
+        batch: list[Job] = []
+        while self._jobs and len(batch) < self.batch_size:
+            job = self._jobs.popleft()
+            if job.state is JobState.WAITING:
+                batch.append(job)
+        if len(batch) < self.batch_size and batch and not (partial and self.due(batch[0], self._clock())):
+            self._jobs.extendleft(reversed(batch))
+            return []
+        return batch
+
+    @abstractmethod
+    def due(self, oldest: Job, now: float) -> bool:
+        """Whether the jobs that wait, fewer than a batch, should go now."""
+
+    def wake_at(self) -> float:
+        """When to look again although nothing happens: a batch falls due or a deadline passes; infinity for never."""
+        return self._earliest_deadline if self._jobs else math.inf
+
+    def expire(self) -> list[Job]:
+        """Ends the jobs whose deadline has passed and returns them."""
+        now = self._clock()
+        expired, kept = [], deque[Job]()
+        earliest = math.inf
+        for job in self._jobs:
+            if job.state is not JobState.WAITING:
+                continue
+            if job.deadline <= now:
+                expired.append(job)
+            else:
+                kept.append(job)
+                earliest = min(earliest, job.deadline)
+        self._jobs, self._earliest_deadline = kept, earliest
+        for job in expired:
+            job.end(
+                RequestTimeout(
+                    f"{self.model}: the request waited {now - job.created:.3f} s, longer than its deadline allows.",
+                    hint="Add workers or allow more time (clientTimeoutInMills, X-Request-Timeout-Ms).",
+                )
+            )
+        return expired
+
+    def remove_all(self) -> list[Job]:
+        """Takes out every job that waits."""
+        self._drop_ended()
+        jobs = list(self._jobs)
+        self._jobs.clear()
+        self._earliest_deadline = math.inf
+        return jobs
+
+    def oldest(self) -> Job | None:
+        """The job that waits longest."""
+        self._drop_ended()
+        return self._jobs[0] if self._jobs else None
+
+    def _drop_ended(self) -> None:
+        if any(job.state is not JobState.WAITING for job in self._jobs):
+            self._jobs = deque(job for job in self._jobs if job.state is JobState.WAITING)
+
+
+class EagerQueue(JobQueue):
+    """An idle worker takes what is there: a lone request never waits (the default)."""
+
+    def due(self, oldest: Job, now: float) -> bool:  # noqa: ARG002  (it never depends)
+        """At once."""
+        return True
+
+
+class FillQueue(JobQueue):
+    """A batch goes when it is full, or when its oldest job has waited ``max_delay``: TorchServe's rule."""
+
+    def due(self, oldest: Job, now: float) -> bool:
+        """After ``max_delay``."""
+        return now >= oldest.created + self.max_delay
+
+    def wake_at(self) -> float:
+        """Also when the oldest job has waited ``max_delay``."""
+        oldest = self.oldest()
+        return math.inf if oldest is None else min(super().wake_at(), oldest.created + self.max_delay)
+
+
+POLICIES: dict[str, type[JobQueue]] = {"eager": EagerQueue, "fill": FillQueue}
+
+
+def make_queue(
+    policy: str, model: str, *, batch_size: int, max_delay: float, capacity: int, clock: Callable[[], float]
+) -> JobQueue:
+    """The queue of a model version.
+
+    Raises:
+        BadRequest: no policy has that name.
+    """
+    if policy not in POLICIES:
+        raise BadRequest(f"{model}: batchingPolicy {policy!r} is unknown; choose one of {', '.join(POLICIES)}.")
+    return POLICIES[policy](model, batch_size=batch_size, max_delay=max_delay, capacity=capacity, clock=clock)

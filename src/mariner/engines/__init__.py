@@ -1,0 +1,90 @@
+"""Engines start worker processes and carry bytes to and from them. They know no models, no jobs and no frames.
+
+An engine is a seam with more than one side: local processes here, a fake one in ``mariner.testing``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+__all__ = ["Buffer", "Engine", "Exit", "Process", "Receiver", "WorkerSpec"]
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerSpec:
+    """What an engine must know to start one process.
+
+    Attributes:
+        name: how logs call the worker, for example ``W-9000-digits_1.0``.
+        python: interpreter.
+        environment: the whole environment of the process.
+    """
+
+    name: str
+    python: str
+    environment: Mapping[str, str] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Exit:
+    """How a process ended.
+
+    Attributes:
+        code: exit code, negative for a signal as ``subprocess`` has it, None if it is unknown.
+        running_batch: id of the batch that was running, 0 for none.
+        last_lines: the end of its standard error.
+    """
+
+    code: int | None
+    running_batch: int = 0
+    last_lines: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """The exit in words."""
+        if self.code is None:
+            return "it lost its connection"
+        if self.code < 0:
+            return f"it was killed by signal {-self.code}"
+        return f"it exited with code {self.code}"
+
+
+class Receiver(Protocol):
+    """Whom a process reports to."""
+
+    def received(self, data: Buffer) -> None:
+        """Bytes arrived; they are only valid during the call."""
+
+    def exited(self, exit_: Exit) -> None:
+        """The process is gone. Called once; nothing is received afterwards."""
+
+
+class Process(Protocol):
+    """A started worker process."""
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        """Sends the buffers in order. Ignored when the process has gone: ``exited`` tells."""
+
+    def finish(self) -> None:
+        """Says that nothing more will come: the process answers what it has and exits."""
+
+    def kill(self) -> None:
+        """Ends the process at once."""
+
+
+class Engine(Protocol):
+    """Starts processes."""
+
+    async def start(self, spec: WorkerSpec, receiver: Receiver) -> Process:
+        """Starts a process that reports to ``receiver``.
+
+        Raises:
+            OSError: the process cannot be created.
+        """

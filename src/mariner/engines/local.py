@@ -1,0 +1,198 @@
+"""Workers as child processes of the server, spoken to over a Unix socket pair.
+
+The child inherits one end of the socket, a page in which it notes the batch it runs (readable after a ``kill -9``), and
+the arena of large bodies. Its output is handed on line by line.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import mmap
+import os
+import socket
+import struct
+from collections import deque
+from collections.abc import Callable, Sequence
+
+from mariner.engines import Buffer, Exit, Process, Receiver, WorkerSpec
+
+__all__ = ["LocalEngine"]
+
+_LAST_LINES = 50  # kept of each worker's standard error, to tell why it died
+_LINE_LIMIT = 16_384  # bytes; a longer line is handed on in pieces, so that output without newlines costs no memory
+_SOCKET_BUFFER = 1 << 20  # bytes; a frame of ordinary requests fits, so that neither side waits for the other
+_EXIT_GRACE = 1.0  # seconds that a process may live after it closed its socket
+
+OutputSink = Callable[[str, str, str], None]
+"""Takes worker name, stream name (``stdout`` or ``stderr``) and one line."""
+
+
+class LocalEngine:
+    """Starts workers with ``python -m ts.worker``.
+
+    Args:
+        on_output: takes each line the workers print.
+        bodies_fd: file descriptor of the shared-memory arena, None without one.
+    """
+
+    def __init__(self, on_output: OutputSink, bodies_fd: int | None = None) -> None:
+        self._on_output = on_output
+        self._bodies_fd = bodies_fd
+
+    async def start(self, spec: WorkerSpec, receiver: Receiver) -> Process:
+        """Starts a child process; see :class:`mariner.engines.Engine`."""
+        loop = asyncio.get_running_loop()
+        ours, theirs = socket.socketpair()
+        status_fd = os.memfd_create(f"mariner-{spec.name}", os.MFD_CLOEXEC)
+        os.ftruncate(status_fd, mmap.PAGESIZE)
+        status = mmap.mmap(status_fd, mmap.PAGESIZE, access=mmap.ACCESS_READ)
+        process = _LocalProcess(spec.name, receiver, status, self._on_output)
+        try:
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
+            fds = [theirs.fileno(), status_fd]
+            command = [spec.python, "-m", "ts.worker", "--socket-fd", str(fds[0]), "--status-fd", str(fds[1])]
+            if self._bodies_fd is not None:
+                fds.append(self._bodies_fd)
+                command += ["--bodies-fd", str(self._bodies_fd)]
+            await loop.subprocess_exec(
+                lambda: _Output(process),
+                *command,
+                stdin=asyncio.subprocess.DEVNULL,
+                cwd="/",  # never the server's directory: its files would be importable
+                env=dict(spec.environment),
+                pass_fds=fds,
+            )
+            ours.setblocking(False)
+            await loop.create_connection(lambda: _Channel(process), sock=ours)
+        except BaseException:
+            ours.close()
+            process.kill()
+            raise
+        finally:
+            theirs.close()
+            os.close(status_fd)
+        return process
+
+
+class _LocalProcess:
+    """One child: its pipe, its socket and the order in which they end."""
+
+    def __init__(self, name: str, receiver: Receiver, status: mmap.mmap, on_output: OutputSink) -> None:
+        self._name = name
+        self._receiver = receiver
+        self._status = status
+        self._on_output = on_output
+        self._errors: deque[str] = deque(maxlen=_LAST_LINES)
+        self._child: asyncio.SubprocessTransport | None = None
+        self._channel: asyncio.WriteTransport | None = None
+        self._channel_lost = False
+        self._child_exited = False
+        self._code: int | None = None
+        self._reported = False
+
+    # -- what the pool calls --------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        pid = None if self._child is None else self._child.get_pid()
+        return pid or 0
+
+    def send(self, buffers: Sequence[Buffer]) -> None:
+        if self._channel is not None and not self._channel_lost:
+            self._channel.writelines(buffers)
+
+    def finish(self) -> None:
+        if self._channel is not None and not self._channel_lost and self._channel.can_write_eof():
+            self._channel.write_eof()
+
+    def kill(self) -> None:
+        if self._child is not None and not self._child_exited:
+            self._child.kill()
+
+    # -- what the transports call ---------------------------------------------------------------------------------
+
+    def attach(self, child: asyncio.SubprocessTransport) -> None:
+        self._child = child
+
+    def channel_made(self, channel: asyncio.WriteTransport) -> None:
+        self._channel = channel
+
+    def received(self, data: Buffer) -> None:
+        self._receiver.received(data)
+
+    def channel_lost(self) -> None:
+        self._channel_lost = True
+        if self._child_exited:
+            self._report()
+        else:  # a process without a connection is of no use, however it may have happened
+            asyncio.get_running_loop().call_later(_EXIT_GRACE, self.kill)
+
+    def child_exited(self) -> None:
+        self._child_exited = True
+        self._code = None if self._child is None else self._child.get_returncode()
+        if self._channel_lost or self._channel is None:
+            self._report()
+        else:  # what it had sent is still in the socket; a grandchild may hold the other end open
+            asyncio.get_running_loop().call_later(_EXIT_GRACE, self._channel.abort)
+
+    def line(self, stream: str, text: str) -> None:
+        if stream == "stderr":
+            self._errors.append(text)
+        self._on_output(self._name, stream, text)
+
+    def _report(self) -> None:
+        if self._reported:
+            return
+        self._reported = True
+        (running,) = struct.unpack_from("<Q", self._status)
+        self._status.close()
+        self._receiver.exited(Exit(self._code, running, tuple(self._errors)))
+
+
+class _Channel(asyncio.Protocol):
+    """The server's end of the socket pair."""
+
+    def __init__(self, process: _LocalProcess) -> None:
+        self._process = process
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.WriteTransport)
+        transport.set_write_buffer_limits(high=1 << 30)  # the window of jobs per worker bounds it, not the transport
+        self._process.channel_made(transport)
+
+    def data_received(self, data: bytes) -> None:
+        self._process.received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (the exit says more)
+        self._process.channel_lost()
+
+
+class _Output(asyncio.SubprocessProtocol):
+    """The child's output, cut into lines."""
+
+    _STREAMS = {1: "stdout", 2: "stderr"}  # noqa: RUF012  (never changed)
+
+    def __init__(self, process: _LocalProcess) -> None:
+        self._process = process
+        self._rest = {1: b"", 2: b""}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.SubprocessTransport)
+        self._process.attach(transport)
+
+    def pipe_data_received(self, fd: int, data: bytes) -> None:
+        *lines, rest = (self._rest[fd] + data).split(b"\n")
+        if len(rest) > _LINE_LIMIT:
+            lines.append(rest)
+            rest = b""
+        self._rest[fd] = rest
+        for line in lines:
+            self._process.line(self._STREAMS[fd], line.decode("utf-8", "replace").rstrip("\r"))
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
+        if self._rest.get(fd):
+            self._process.line(self._STREAMS[fd], self._rest.pop(fd).decode("utf-8", "replace"))
+
+    def process_exited(self) -> None:
+        self._process.child_exited()

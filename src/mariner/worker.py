@@ -1,0 +1,376 @@
+"""One worker as the server sees it: starts its process, loads the model, keeps a short window of batches with it.
+
+Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched; only the batch
+that was running is lost. Whether and when the worker starts again is the pool's business.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from mariner.batching import JobQueue
+from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
+from mariner.errors import WorkerDied
+from mariner.jobs import Job
+from mariner.lifecycle import Event, State, next_state
+from ts.wire import (
+    Batch,
+    Frame,
+    FrameDecoder,
+    FrameKind,
+    Load,
+    Loaded,
+    Reply,
+    Sample,
+    WireError,
+    decode_replies,
+    encode_json,
+    encode_predict,
+)
+
+__all__ = ["Clock", "Death", "Owner", "Worker"]
+
+log = logging.getLogger(__name__)
+
+WINDOW = 0.002
+"""Seconds of estimated work a worker may hold: enough to hide the way there and back, too little to queue behind."""
+
+MAX_AHEAD = 64  # batches in the window; measured: more brought nothing
+SMOOTHING = 0.2  # weight of the newest batch in the estimate of how long a batch takes
+LOW_WATER = 0.0002  # seconds of work below which a worker takes a batch that is not full although it is busy
+SPAWN_TIMEOUT = 120.0  # seconds from the creation of the process to its first word; TorchServe's limit
+
+
+class Clock(Protocol):
+    """The time and its timers: an event loop, or the fake one of ``mariner.testing``."""
+
+    def time(self) -> float:
+        """Seconds; only differences mean something."""
+
+    def call_soon(self, callback: Callable[..., Any], *args: Any) -> object:
+        """Calls ``callback`` in the next turn of the event loop."""
+
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any) -> asyncio.TimerHandle:
+        """Calls ``callback`` at that time."""
+
+
+class Owner(Protocol):
+    """What a worker tells its pool."""
+
+    def has_room(self, worker: Worker) -> None:
+        """The worker can take more."""
+
+    def finished(self, job: Job, reply: Reply, batch_size: int) -> None:
+        """A job got its last reply."""
+
+    def sampled(self, worker: Worker, sample: Sample) -> None:
+        """A metric was updated in the worker."""
+
+
+class Death(Exception):
+    """The process of a worker ended, or never came to life."""
+
+    def __init__(self, message: str, *, loaded: bool, out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.message = message
+        self.loaded = loaded
+        self.out_of_memory = out_of_memory
+
+
+class _Batch:
+    """Jobs that were sent together and have not all been answered."""
+
+    __slots__ = ("id", "jobs", "size")
+
+    def __init__(self, id_: int, jobs: list[Job]) -> None:
+        self.id = id_
+        self.jobs = {job.id: job for job in jobs}
+        self.size = len(jobs)
+
+
+class Worker:
+    """One worker of a pool.
+
+    Args:
+        id_: number that names it in the API and in logs; kept over restarts.
+        spec: how to start its process.
+        load: what to load.
+        engine: starts the process.
+        queue: where its jobs come from and go back to.
+        owner: the pool.
+        clock: time and timers.
+        response_timeout: seconds within which each reply must come; a streamed piece starts them anew.
+        startup_timeout: seconds for loading the model.
+    """
+
+    def __init__(
+        self,
+        id_: int,
+        spec: WorkerSpec,
+        load: Load,
+        *,
+        engine: Engine,
+        queue: JobQueue,
+        owner: Owner,
+        clock: Clock,
+        response_timeout: float,
+        startup_timeout: float,
+    ) -> None:
+        self.id = id_
+        self.spec = spec
+        self.load = load
+        self.state = State.STARTING
+        self.started_at = 0.0  # on the clock; of the current process
+        self.cost = 0.0  # estimated seconds per batch; 0 until a batch has been measured
+        self.stopping = False  # it was asked to go: it must not be restarted
+        self._engine = engine
+        self._queue = queue
+        self._owner = owner
+        self._clock = clock
+        self._response_timeout = response_timeout
+        self._startup_timeout = startup_timeout
+        self._process: Process | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._reset()
+
+    def _reset(self) -> None:
+        """Prepares for a new process."""
+        self._decoder = FrameDecoder()
+        self._batches: dict[int, _Batch] = {}  # in the order in which they were sent
+        self._jobs: dict[int, _Batch] = {}  # by job id
+        self._last_batch = self._last_job = 0
+        self._head_since = 0.0  # when the batch that runs now began, or last gave a sign of life
+        self._why_killed = ""
+        self._loaded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    @property
+    def pid(self) -> int:
+        """Process id, 0 if there is no process."""
+        return self._process.pid if self._process is not None else 0
+
+    @property
+    def in_flight(self) -> int:
+        """Jobs that the process has."""
+        return len(self._jobs)
+
+    @property
+    def idle(self) -> bool:
+        """Ready and without work."""
+        return self.state is State.READY and not self._batches
+
+    def move(self, event: Event) -> None:
+        """Changes the state as :mod:`mariner.lifecycle` says."""
+        before, self.state = self.state, next_state(self.state, event)
+        log.debug("%s State change %s -> %s", self.spec.name, before.value, self.state.value)
+
+    async def start(self) -> None:
+        """Starts the process and loads the model; the worker is READY when this returns.
+
+        Raises:
+            Death: it did not come so far.
+        """
+        self._reset()
+        self.started_at = self._clock.time()
+        self._timer = self._clock.call_at(self.started_at + SPAWN_TIMEOUT, self._too_slow_to_start)
+        try:
+            process = await self._engine.start(self.spec, self)
+            if not self._ended.done():
+                self._process = process
+                process.send(encode_json(FrameKind.LOAD, self.load))
+            if self.stopping:
+                process.kill()
+            outcomes: set[asyncio.Future[Any]] = {self._loaded, self._ended}
+            await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
+            if not self._loaded.done():
+                raise Death(self._cause(self._ended.result()), loaded=False)
+            self._loaded.result()
+        except OSError as error:
+            raise Death(f"its process could not be created: {error}", loaded=False) from error
+        finally:
+            self._cancel_timer()
+        if self.state is State.LOADING:
+            self.move(Event.LOADED)
+            self._owner.has_room(self)
+
+    async def ended(self) -> Death:
+        """Waits for the end of the process; by then its jobs have been answered or put back."""
+        exit_ = await self._ended
+        return Death(self._cause(exit_), loaded=self._loaded.done() and self._loaded.exception() is None)
+
+    def finish(self) -> None:
+        """Asks the process to go when it has answered what it has; it gets nothing more."""
+        self.stopping = True
+        if not self._loaded.done():
+            self.kill("it was no longer wanted")  # it has no work that could be lost
+        elif self._process is not None:
+            self._process.finish()
+
+    def kill(self, why: str) -> None:
+        """Ends the process."""
+        self._why_killed = self._why_killed or why
+        if self._process is not None:
+            self._process.kill()
+
+    # -- work ---------------------------------------------------------------------------------------------------------
+
+    def feed(self, limit: int = MAX_AHEAD) -> int:
+        """Takes up to ``limit`` batches from the queue, as the window allows; returns how many."""
+        taken: list[Batch] = []
+        while len(taken) < limit and self._has_room():
+            jobs = self._queue.take(partial=not self._batches or len(self._batches) * self.cost < LOW_WATER)
+            if not jobs:
+                break
+            taken.append(self._accept(jobs))
+        if taken and self._process is not None:
+            self._process.send(encode_predict(taken))
+        return len(taken)
+
+    def _has_room(self) -> bool:
+        if self.state is not State.READY or self._process is None:
+            return False
+        count = len(self._batches)
+        return not count or (self.cost > 0.0 and count < MAX_AHEAD and (count + 1) * self.cost <= WINDOW)
+
+    def _accept(self, jobs: list[Job]) -> Batch:
+        now = self._clock.time()
+        self._last_batch += 1
+        entries = []
+        for job in jobs:
+            self._last_job += 1
+            job.begin(self._last_job, now)
+            entries.append((job.id, job.request))
+        batch = _Batch(self._last_batch, jobs)
+        for id_ in batch.jobs:
+            self._jobs[id_] = batch
+        if self._batches:
+            self._queue.ahead += batch.size
+        else:
+            self._begin(now)
+        self._batches[batch.id] = batch
+        return Batch(batch.id, entries)
+
+    def _begin(self, now: float) -> None:
+        """A batch became the one that runs."""
+        self._head_since = now
+        if self._timer is None:
+            self._timer = self._clock.call_at(now + self._response_timeout, self._check_response)
+
+    # -- what the process says ----------------------------------------------------------------------------------------
+
+    def received(self, data: Buffer) -> None:
+        """Bytes from the process; see :class:`mariner.engines.Receiver`."""
+        try:
+            for frame in self._decoder.feed(data):
+                self._handle(frame)
+        except (WireError, ValueError, TypeError, KeyError) as error:
+            log.exception("%s sent what cannot be understood and is ended.", self.spec.name)
+            self.kill(f"it sent what cannot be understood: {error}")
+
+    def _handle(self, frame: Frame) -> None:
+        if frame.kind is FrameKind.REPLIES:
+            for reply in decode_replies(frame.payload):
+                self._deliver(reply)
+            self._owner.has_room(self)
+        elif frame.kind is FrameKind.METRICS:
+            for name, unit, type_, value, dimensions, request_ids in frame.json():
+                self._owner.sampled(self, Sample(name, unit, type_, value, dimensions, request_ids))
+        elif frame.kind is FrameKind.STARTED:
+            self._begin_loading()
+        elif frame.kind is FrameKind.LOADED:
+            self._end_loading(Loaded(**frame.json()))
+
+    def _begin_loading(self) -> None:
+        if self.state is State.STARTING:
+            self.move(Event.STARTED)
+        self._cancel_timer()
+        self._timer = self._clock.call_at(self._clock.time() + self._startup_timeout, self._too_slow_to_load)
+
+    def _end_loading(self, loaded: Loaded) -> None:
+        if self._loaded.done():
+            return
+        if loaded.ok:
+            self._loaded.set_result(True)
+        else:
+            self._loaded.set_exception(Death(loaded.message, loaded=False, out_of_memory=loaded.out_of_memory))
+
+    def _deliver(self, reply: Reply) -> None:
+        batch = self._jobs.get(reply.job_id)
+        if batch is None:
+            log.error("%s answered job %d, which it does not have.", self.spec.name, reply.job_id)
+            return
+        if reply.more:
+            self._head_since = self._clock.time()
+            batch.jobs[reply.job_id].piece(reply)
+            return
+        del self._jobs[reply.job_id]
+        job = batch.jobs.pop(reply.job_id)
+        if not batch.jobs:
+            self._close(batch, reply.handler_seconds)
+        self._owner.finished(job, reply, batch.size)
+        job.end(reply)
+
+    def _close(self, batch: _Batch, seconds: float) -> None:
+        """All jobs of the batch are answered."""
+        del self._batches[batch.id]
+        self.cost = seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost)
+        self.cost = max(self.cost, 1e-6)  # a handler that returns a constant still takes time
+        if self._batches:
+            self._queue.ahead -= next(iter(self._batches.values())).size
+            self._head_since = self._clock.time()
+
+    def exited(self, exit_: Exit) -> None:
+        """The process is gone: answers what it was running, puts back what it had not begun."""
+        self._process = None
+        self._cancel_timer()
+        error = WorkerDied("Worker died.", hint=f"{self.spec.name}: {self._cause(exit_)}.")
+        untouched: list[Job] = []
+        for position, batch in enumerate(self._batches.values()):
+            if position:
+                self._queue.ahead -= batch.size
+            for job in batch.jobs.values():
+                if batch.id == exit_.running_batch or job.streaming:
+                    job.end(error)
+                elif job.wanted:
+                    untouched.append(job)
+                else:
+                    job.end(error)  # nobody hears it; its body is freed
+        self._batches, self._jobs = {}, {}
+        self._queue.put_back(untouched)
+        if untouched:
+            log.info("%s: %d requests it had not begun wait again.", self.spec.name, len(untouched))
+        self._ended.set_result(exit_)
+        self._owner.has_room(self)
+
+    def _cause(self, exit_: Exit) -> str:
+        return self._why_killed or str(exit_)
+
+    # -- timers -------------------------------------------------------------------------------------------------------
+
+    def _cancel_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _too_slow_to_start(self) -> None:
+        self.kill(f"its process said nothing for {SPAWN_TIMEOUT:g} s")
+
+    def _too_slow_to_load(self) -> None:
+        self.kill(f"it did not load the model within {self._startup_timeout:g} s (startupTimeout)")
+
+    def _check_response(self) -> None:
+        """One timer per worker, not per batch: it looks when the head began and waits for the rest."""
+        self._timer = None
+        if not self._batches:
+            return
+        due = self._head_since + self._response_timeout
+        if self._clock.time() >= due:
+            log.warning("%s gave no answer within %g s (responseTimeout).", self.spec.name, self._response_timeout)
+            self.kill(f"it gave no answer within {self._response_timeout:g} s (responseTimeout)")
+        else:
+            self._timer = self._clock.call_at(due, self._check_response)

@@ -1,0 +1,426 @@
+"""Workers of a version, told with a fake engine and a fake clock."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from mariner.batching import make_queue
+from mariner.engines import WorkerSpec
+from mariner.errors import Draining, NoWorker, QueueFull, RequestTimeout, WorkerDied, WorkerStartFailed
+from mariner.jobs import Job, Outcome, Part, Reply, Request
+from mariner.lifecycle import State
+from mariner.pool import Recipe, WorkerPool
+from mariner.testing import FakeClock, FakeEngine, settle
+from ts.wire import Load
+
+
+@dataclass
+class Scene:
+    """A pool with everything around it."""
+
+    engine: FakeEngine
+    clock: FakeClock
+    pool: WorkerPool
+    outcomes: dict[str, list[Outcome]] = field(default_factory=dict)
+
+    def put(self, name: str, *, timeout: float = math.inf) -> Job:
+        self.outcomes[name] = []
+        job = Job(
+            Request(name, b"", [Part("body", "", name.encode())]),
+            self.outcomes[name].append,
+            deadline=self.clock.time() + timeout,
+            created=self.clock.time(),
+        )
+        self.pool.put(job)
+        return job
+
+    def bodies(self, *names: str) -> list[bytes]:
+        """The single, final answers."""
+        answers = []
+        for name in names:
+            (outcome,) = self.outcomes[name]
+            assert isinstance(outcome, Reply), outcome
+            answers.append(bytes(outcome.body))
+        return answers
+
+    def error(self, name: str) -> Exception:
+        (outcome,) = self.outcomes[name]
+        assert isinstance(outcome, Exception)
+        return outcome
+
+
+SceneMaker = Callable[..., Scene]
+
+
+@pytest.fixture
+def scene() -> SceneMaker:
+    def make(
+        *,
+        batch_size: int = 1,
+        capacity: int = 100,
+        policy: str = "eager",
+        max_delay: float = 0.1,
+        echo: bool = False,
+        loads: bool = True,
+        retry_window: float = 300.0,
+    ) -> Scene:
+        clock = FakeClock()
+        engine = FakeEngine(
+            (lambda requests: [bytes(request.parts[0].value) for request in requests]) if echo else None,
+            loads=loads,
+        )
+        queue = make_queue(
+            policy, 'Model "m"', batch_size=batch_size, max_delay=max_delay, capacity=capacity, clock=clock.time
+        )
+        recipe = Recipe(
+            model="m",
+            version="1.0",
+            spec=lambda id_: WorkerSpec(f"W-{id_}-m_1.0", "python", {}),
+            load=lambda _: Load("m", "/models/m", "handler.py"),
+            next_id=itertools.count(9000).__next__,
+            response_timeout=10.0,
+            startup_timeout=20.0,
+            retry_window=retry_window,
+        )
+        return Scene(engine, clock, WorkerPool(recipe, engine=engine, queue=queue, clock=clock))
+
+    return make
+
+
+async def test_a_request_goes_through_a_worker_and_back(scene: SceneMaker) -> None:
+    s = scene(echo=True)
+    s.pool.scale(1, 1)
+    await s.pool.settle()
+    s.put("hello")
+    await settle()
+    assert s.bodies("hello") == [b"hello"]
+
+
+async def test_an_idle_worker_takes_a_partial_batch_at_once(scene: SceneMaker) -> None:
+    s = scene(batch_size=8)
+    s.pool.scale(1, 1)
+    await settle()
+    for name in "abc":
+        s.put(name)
+    await settle()
+    assert [len(batch.jobs) for batch in s.engine.processes[0].batches] == [3]
+
+
+async def test_the_fill_policy_waits_for_a_full_batch_or_the_delay(scene: SceneMaker) -> None:
+    s = scene(batch_size=2, policy="fill", max_delay=0.5)
+    s.pool.scale(1, 1)
+    await settle()
+    process = None
+    s.put("a")
+    await settle()
+    process = s.engine.processes[0]
+    assert process.batches == []
+    await s.clock.advance(0.5)
+    assert [len(batch.jobs) for batch in process.batches] == [1]
+    process.reply(process.batches[0], b"1")
+    s.put("b")
+    s.put("c")
+    await settle()
+    assert [len(batch.jobs) for batch in process.batches] == [1, 2]
+
+
+async def test_two_idle_workers_each_get_a_batch_before_one_gets_two(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(2, 2)
+    await settle()
+    s.put("a")
+    s.put("b")
+    await settle()
+    assert [len(process.batches) for process in s.engine.processes] == [1, 1]
+
+
+async def test_a_fast_model_gets_several_batches_in_one_frame(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("probe")
+    await settle()
+    process.reply(process.batches[0], b"", seconds=0.0001)
+    for index in range(10):
+        s.put(f"r{index}")
+    await settle()
+    assert process.frames == 2
+    assert len(process.batches) == 11
+
+
+async def test_a_slow_model_gets_one_batch_at_a_time(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("probe")
+    await settle()
+    process.reply(process.batches[0], b"", seconds=0.5)
+    s.put("a")
+    s.put("b")
+    await settle()
+    assert len(process.batches) == 2
+    process.reply(process.batches[1], b"", seconds=0.5)
+    await settle()
+    assert len(process.batches) == 3
+
+
+async def test_answers_are_matched_by_id_whatever_their_order(scene: SceneMaker) -> None:
+    s = scene(batch_size=3)
+    s.pool.scale(1, 1)
+    await settle()
+    for name in "abc":
+        s.put(name)
+    await settle()
+    (process,) = s.engine.processes
+    process.say_replies([Reply(job_id, request.id.encode()) for job_id, request in reversed(process.batches[0].jobs)])
+    assert s.bodies("a", "b", "c") == [b"a", b"b", b"c"]
+
+
+async def test_expired_jobs_never_reach_a_worker(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("running")
+    await settle()
+    s.put("stale", timeout=1)
+    s.put("fresh", timeout=60)
+    await s.clock.advance(2)
+    assert isinstance(s.error("stale"), RequestTimeout)
+    process.reply(process.batches[0], b"")
+    await settle()
+    assert [request.id for batch in process.batches for _, request in batch.jobs] == ["running", "fresh"]
+
+
+async def test_cancelled_jobs_never_reach_a_worker_and_free_their_place(scene: SceneMaker) -> None:
+    s = scene(capacity=1)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("running")
+    await settle()
+    s.put("gone").cancel()
+    s.put("kept")
+    process.reply(process.batches[0], b"")
+    await settle()
+    assert [request.id for _, request in process.batches[1].jobs] == ["kept"]
+    assert s.outcomes["gone"] == []
+
+
+async def test_one_runs_n_wait_and_the_next_is_refused(scene: SceneMaker) -> None:
+    s = scene(capacity=2)
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("running")
+    await settle()
+    s.put("first")
+    s.put("second")
+    await settle()
+    with pytest.raises(QueueFull, match="2 requests wait") as refusal:
+        s.put("third")
+    assert refusal.value.retry_after
+
+
+async def test_jobs_that_a_busy_worker_holds_count_as_waiting(scene: SceneMaker) -> None:
+    s = scene(capacity=3)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("probe")
+    await settle()
+    process.reply(process.batches[0], b"", seconds=0.00001)
+    for name in ("running", "a", "b"):
+        s.put(name)
+    await settle()
+    assert len(process.batches) == 4  # all are in the window
+    s.put("c")
+    await settle()
+    with pytest.raises(QueueFull):
+        s.put("d")
+
+
+async def test_a_death_fails_the_running_batch_and_returns_the_others_untouched(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("probe")
+    await settle()
+    process.reply(process.batches[0], b"", seconds=0.0001)
+    for name in ("running", "next", "later"):
+        s.put(name)
+    await settle()
+    process.die(-11)
+    await settle()
+    assert isinstance(s.error("running"), WorkerDied)
+    assert str(s.error("running")) == "Worker died."
+    successor = s.engine.processes[1]
+    assert [request.id for _, request in successor.batches[0].jobs] == ["next"]
+    successor.reply(successor.batches[0], b"next")
+    await settle()
+    successor.reply(successor.batches[1], b"later")
+    assert s.bodies("next", "later") == [b"next", b"later"]
+
+
+async def test_a_worker_that_died_once_restarts_at_once_then_backs_off(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.engine.processes[0].die()
+    await settle()
+    assert len(s.engine.processes) == 2
+    s.engine.processes[1].die()
+    await settle()
+    assert len(s.engine.processes) == 2
+    await s.clock.advance(1)
+    assert len(s.engine.processes) == 3
+
+
+async def test_a_model_that_cannot_load_is_retried_then_parked_and_says_so(scene: SceneMaker) -> None:
+    s = scene(loads=False, retry_window=3.0)
+    s.pool.scale(1, 1)
+    await settle()
+    s.engine.processes[0].loaded("ValueError: no weights", ok=False)
+    with pytest.raises(WorkerStartFailed, match=r"Failed to start workers for model m version: 1\.0") as failure:
+        await s.pool.settle()
+    assert failure.value.hint == "ValueError: no weights"
+    s.put("waiting")
+    for index in (1, 2):
+        await s.clock.advance(2)
+        s.engine.processes[index].loaded("ValueError: no weights", ok=False)
+    await settle()
+    assert s.pool.broken
+    assert isinstance(s.error("waiting"), NoWorker)
+    with pytest.raises(NoWorker, match="failed too often"):
+        s.put("late")
+
+
+async def test_scaling_a_parked_model_revives_it(scene: SceneMaker) -> None:
+    s = scene(loads=False, retry_window=0.0)
+    s.pool.scale(1, 1)
+    await settle()
+    s.engine.processes[0].loaded("no", ok=False)
+    await settle()
+    assert s.pool.broken
+    s.engine.loads = True
+    s.pool.scale(1, 1)
+    await s.pool.settle()
+    assert s.pool.ready
+
+
+async def test_a_worker_without_an_answer_in_time_is_replaced(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("slow")
+    await s.clock.advance(10.5)
+    assert s.engine.processes[0].killed
+    assert isinstance(s.error("slow"), WorkerDied)
+    assert len(s.engine.processes) == 2
+
+
+async def test_each_streamed_piece_gives_the_worker_its_time_anew(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("stream")
+    await settle()
+    for _ in range(3):
+        await s.clock.advance(8)
+        process.reply(process.batches[0], b"piece", more=True)
+    process.reply(process.batches[0], b"end")
+    assert not process.killed
+    assert [bytes(piece.body) for piece in s.outcomes["stream"] if isinstance(piece, Reply)] == [b"piece"] * 3 + [
+        b"end"
+    ]
+
+
+async def test_scaling_down_lets_the_youngest_finish_what_it_has(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(2, 2)
+    await settle()
+    s.put("a")
+    s.put("b")
+    await settle()
+    old, young = s.engine.processes
+    s.pool.scale(1, 1)
+    await settle()
+    assert (old.finishing, young.finishing) == (False, True)
+    young.reply(young.batches[0], b"b")
+    await settle()
+    assert s.bodies("b") == [b"b"]
+    assert not young.alive
+    assert [worker.state for worker in s.pool.workers] == [State.READY]
+
+
+async def test_no_workers_means_a_refusal_at_once(scene: SceneMaker) -> None:
+    s = scene()
+    with pytest.raises(NoWorker, match='Model "m" has no worker to serve inference request'):
+        s.put("a")
+
+
+async def test_requests_wait_for_a_worker_that_loads_but_not_for_ever(scene: SceneMaker) -> None:
+    s = scene(loads=False)
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("patient")
+    await s.clock.advance(9)
+    assert s.outcomes["patient"] == []
+    await s.clock.advance(2)
+    assert isinstance(s.error("patient"), NoWorker)
+
+
+async def test_drain_answers_what_waits_and_refuses_what_is_new(scene: SceneMaker) -> None:
+    s = scene(echo=True)
+    s.pool.scale(1, 1)
+    await s.pool.settle()
+    for index in range(5):
+        s.put(f"r{index}")
+    assert await s.pool.drain(30.0)
+    assert s.bodies(*(f"r{index}" for index in range(5))) == [f"r{index}".encode() for index in range(5)]
+    assert not s.engine.processes[0].alive
+    with pytest.raises(Draining):
+        s.put("late")
+
+
+async def test_a_drain_that_takes_too_long_ends_the_worker_and_tells_every_client(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("running")
+    await settle()
+    s.put("waiting")
+    import asyncio  # noqa: PLC0415
+
+    drain = asyncio.create_task(s.pool.drain(5.0))
+    await s.clock.advance(6)
+    assert not await drain
+    assert isinstance(s.error("running"), WorkerDied)
+    assert isinstance(s.error("waiting"), Draining)
+
+
+async def test_a_process_that_cannot_be_created_is_tried_again(scene: SceneMaker) -> None:
+    s = scene(echo=True)
+    s.engine.fails = OSError("Resource temporarily unavailable")
+    s.pool.scale(1, 1)
+    await settle()
+    assert s.pool.workers[0].state is State.WAITING
+    await s.clock.advance(1)
+    assert s.pool.ready
+
+
+async def test_a_worker_that_speaks_nonsense_is_ended(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.pool.workers[0].received(b"HTTP/1.1 200 OK\r\n\r\n")
+    await settle()
+    assert s.engine.processes[0].killed
