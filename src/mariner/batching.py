@@ -89,8 +89,14 @@ class JobQueue(ABC):
         batch: list[Job] = []
         while self._jobs and len(batch) < self.batch_size:
             job = self._jobs.popleft()
-            if job.state is JobState.WAITING:
-                batch.append(job)
+            if job.state is not JobState.WAITING:
+                continue
+            if job.alone:
+                if not batch:
+                    return [job]
+                self._jobs.appendleft(job)  # what was collected goes now, this one next
+                return batch
+            batch.append(job)
         if len(batch) < self.batch_size and batch and not (partial and self.due(batch[0], self._clock())):
             self._jobs.extendleft(reversed(batch))
             return []

@@ -11,7 +11,7 @@ from enum import Enum
 
 from mariner.bodies import Slot
 from mariner.errors import MarinerError
-from ts.wire import Part, Reply, Request, Shared, pack_headers, unpack_headers
+from ts.wire import Part, Reply, Request, Sample, Shared, pack_headers, unpack_headers
 
 __all__ = [
     "Job",
@@ -20,6 +20,7 @@ __all__ = [
     "Part",
     "Reply",
     "Request",
+    "Sample",
     "Shared",
     "pack_headers",
     "unpack_headers",
@@ -46,9 +47,23 @@ class Job:
         deadline: time on the server's clock after which nobody wants the answer; infinity for none.
         created: time of arrival on the server's clock.
         slot: shared memory that holds the body; released when no worker can read it any more.
+        label: version that the request named, ``default`` if it named none; for metrics.
+        alone: the job shares its batch with no other.
     """
 
-    __slots__ = ("_deliver", "created", "deadline", "id", "request", "slot", "state", "streaming", "taken")
+    __slots__ = (
+        "_deliver",
+        "alone",
+        "created",
+        "deadline",
+        "id",
+        "label",
+        "request",
+        "slot",
+        "state",
+        "streaming",
+        "taken",
+    )
 
     def __init__(
         self,
@@ -58,6 +73,8 @@ class Job:
         deadline: float = math.inf,
         created: float = 0.0,
         slot: Slot | None = None,
+        label: str = "default",
+        alone: bool = False,
     ) -> None:
         self.id = 0  # given by the worker that takes the job
         self.request = request
@@ -65,6 +82,8 @@ class Job:
         self.created = created
         self.taken = created  # when a worker took it
         self.slot = slot
+        self.label = label
+        self.alone = alone
         self.state = JobState.WAITING
         self.streaming = False  # a first piece went out: the status line is gone
         self._deliver: Callable[[Outcome], None] | None = deliver

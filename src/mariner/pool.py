@@ -9,47 +9,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 from mariner.batching import JobQueue
-from mariner.engines import Engine, WorkerSpec
+from mariner.engines import Engine
 from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
-from mariner.jobs import Job, Reply
+from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Recovery, State
+from mariner.recipe import Recipe
 from mariner.worker import Clock, Death, Worker
-from ts.wire import Load, Sample
 
-__all__ = ["PoolObserver", "Recipe", "WorkerPool"]
+__all__ = ["PoolObserver", "WorkerPool"]
 
 log = logging.getLogger(__name__)
 
 FINISH_GRACE = 5.0  # seconds between asking an idle worker to go and making it go
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """How the workers of a pool are made.
-
-    Attributes:
-        model: name of the model.
-        version: its version.
-        spec: process to start, for a worker id.
-        load: what that worker loads.
-        next_id: hands out worker ids.
-        response_timeout: seconds for each reply.
-        startup_timeout: seconds for loading.
-        retry_window: seconds during which loading may fail.
-    """
-
-    model: str
-    version: str
-    spec: Callable[[int], WorkerSpec]
-    load: Callable[[int], Load]
-    next_id: Callable[[], int]
-    response_timeout: float
-    startup_timeout: float
-    retry_window: float
 
 
 class PoolObserver:
@@ -244,6 +217,8 @@ class WorkerPool:
                 worker.move(Event.GONE)
                 self._forget(worker)
                 return
+            if worker.answered:
+                recovery.answered()
             delay = recovery.died() if reason.loaded else recovery.load_failed(self._clock.time())
             worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
             self._settle(worker, self._start_failed(reason))

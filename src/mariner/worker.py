@@ -125,6 +125,7 @@ class Worker:
         self.state = State.STARTING
         self.started_at = 0.0  # on the clock; of the current process
         self.cost = 0.0  # estimated seconds per batch; 0 until a batch has been measured
+        self.answered = False  # the current process gave at least one good answer
         self.stopping = False  # it was asked to go: it must not be restarted
         self._engine = engine
         self._queue = queue
@@ -142,6 +143,7 @@ class Worker:
         self._batches: dict[int, _Batch] = {}  # in the order in which they were sent
         self._jobs: dict[int, _Batch] = {}  # by job id
         self._last_batch = self._last_job = 0
+        self.answered = False
         self._head_since = 0.0  # when the batch that runs now began, or last gave a sign of life
         self._why_killed = ""
         self._loaded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
@@ -310,6 +312,7 @@ class Worker:
             return
         del self._jobs[reply.job_id]
         job = batch.jobs.pop(reply.job_id)
+        self.answered = self.answered or not reply.failed
         if not batch.jobs:
             self._close(batch, reply.handler_seconds)
         self._owner.finished(job, reply, batch.size)

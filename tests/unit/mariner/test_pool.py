@@ -14,7 +14,8 @@ from mariner.engines import WorkerSpec
 from mariner.errors import Draining, NoWorker, QueueFull, RequestTimeout, WorkerDied, WorkerStartFailed
 from mariner.jobs import Job, Outcome, Part, Reply, Request
 from mariner.lifecycle import State
-from mariner.pool import Recipe, WorkerPool
+from mariner.pool import WorkerPool
+from mariner.recipe import Recipe
 from mariner.testing import FakeClock, FakeEngine, settle
 from ts.wire import Load
 

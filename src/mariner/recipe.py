@@ -1,0 +1,114 @@
+"""Recipe: how the workers of one version are made, from its archive, its settings and the server's."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from mariner.archive.read import Archive
+from mariner.config import Config
+from mariner.engines import WorkerSpec
+from mariner.model_settings import ModelSettings
+from ts.wire import Load
+
+__all__ = ["Recipe", "make_recipe", "worker_environment"]
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the workers of a pool are made.
+
+    Attributes:
+        model: name of the model.
+        version: its version.
+        spec: process to start, for a worker id.
+        load: what that worker loads.
+        next_id: hands out worker ids.
+        response_timeout: seconds for each reply.
+        startup_timeout: seconds for loading.
+        retry_window: seconds during which loading may fail.
+    """
+
+    model: str
+    version: str
+    spec: Callable[[int], WorkerSpec]
+    load: Callable[[int], Load]
+    next_id: Callable[[], int]
+    response_timeout: float
+    startup_timeout: float
+    retry_window: float
+
+
+def make_recipe(
+    name: str,
+    version: str,
+    *,
+    handler: str,
+    archive: Archive,
+    settings: ModelSettings,
+    config: Config,
+    environment: Mapping[str, str],
+    next_id: Callable[[], int],
+    device: Callable[[int], int | None],
+) -> Recipe:
+    """The recipe of a version.
+
+    Args:
+        name: name it is registered under.
+        version: its version.
+        handler: handler spec.
+        archive: its files.
+        settings: what it runs with.
+        config: the server's settings.
+        environment: of its processes.
+        next_id: hands out worker ids.
+        device: the GPU of a worker id, None for CPU.
+    """
+
+    def load(id_: int) -> Load:
+        return Load(
+            model_name=name,
+            model_version=version,
+            model_dir=str(archive.model_dir),
+            handler=handler,
+            batch_size=settings.batch_size,
+            gpu_id=device(id_),
+            envelope=config.service_envelope or "",
+            limit_max_image_pixels=config.limit_max_image_pixels,
+            decode_input_request=config.decode_input_request,
+            max_response_size=config.max_response_size,
+            metrics_config=str(config.metrics_config or ""),
+        )
+
+    return Recipe(
+        model=name,
+        version=version,
+        spec=lambda id_: WorkerSpec(f"W-{id_}-{name}_{version}", sys.executable, environment),
+        load=load,
+        next_id=next_id,
+        response_timeout=settings.response_timeout,
+        startup_timeout=settings.startup_timeout,
+        retry_window=settings.retry_window,
+    )
+
+
+def worker_environment(base: Mapping[str, str], config: Config, threads: int) -> dict[str, str]:
+    """The environment of a worker: the server's, what TorchServe adds, a thread budget, less the blocked names.
+
+    Args:
+        base: the server's environment.
+        config: the server's settings.
+        threads: threads that numeric libraries may use, unless the environment says so already.
+    """
+    environment = dict(base)
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment.setdefault(name, str(threads))
+    environment["TS_DECODE_INPUT_REQUEST"] = str(config.decode_input_request).lower()
+    environment["TS_IPEX_ENABLE"] = str(config.ipex_enable).lower()
+    environment["TS_IPEX_GPU_ENABLE"] = str(config.ipex_gpu_enable).lower()
+    if config.blacklist_env_vars:
+        blocked = re.compile(config.blacklist_env_vars)
+        environment = {name: value for name, value in environment.items() if not blocked.fullmatch(name)}
+    return environment

@@ -1,0 +1,138 @@
+"""Registry: which models and versions there are, and which version answers when none is named."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from mariner.archive.read import Archive
+from mariner.errors import Conflict, DefaultVersionInUse, ModelNotFound, VersionNotFound
+from mariner.model_settings import ModelSettings
+from mariner.pool import WorkerPool
+
+__all__ = ["ModelVersion", "Registry"]
+
+
+@dataclass(eq=False, slots=True)
+class ModelVersion:
+    """One running version of a model.
+
+    Attributes:
+        name: model name.
+        version: version text.
+        archive: its unpacked files.
+        settings: what it runs with.
+        pool: its workers and, through them, its queue.
+        runtime: runtime of the manifest or the registration.
+        loaded_at_startup: it came with the server's start, not by a call.
+    """
+
+    name: str
+    version: str
+    archive: Archive
+    settings: ModelSettings
+    pool: WorkerPool
+    runtime: str = "python"
+    loaded_at_startup: bool = False
+
+
+@dataclass(slots=True)
+class _Model:
+    default: str
+    versions: dict[str, ModelVersion] = field(default_factory=dict)
+
+
+class Registry:
+    """Names to versions. The first version of a name becomes its default."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, _Model] = {}
+
+    def __iter__(self) -> Iterator[ModelVersion]:
+        """All versions of all models."""
+        for model in list(self._models.values()):
+            yield from list(model.versions.values())
+
+    def add(self, version: ModelVersion) -> None:
+        """Registers a version.
+
+        Raises:
+            Conflict: that version of that name is registered.
+        """
+        self.check_free(version.name, version.version)
+        model = self._models.setdefault(version.name, _Model(version.version))
+        model.versions[version.version] = version
+
+    def check_free(self, name: str, version: str) -> None:
+        """Refuses a name and version that are taken.
+
+        Raises:
+            Conflict: they are.
+        """
+        if name in self._models and version in self._models[name].versions:
+            raise Conflict(f"Model version {version} is already registered for model {name}")
+
+    def get(self, name: str, version: str | None = None) -> ModelVersion:
+        """A version, the default one if none is named.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(f"Model not found: {name}")
+        found = model.versions.get(model.default if version is None else version)
+        if found is None:
+            raise VersionNotFound(f"Model version: {version} does not exist for model: {name}")
+        return found
+
+    def versions(self, name: str) -> list[ModelVersion]:
+        """All versions of a model, in the order of their registration.
+
+        Raises:
+            ModelNotFound: there is no such model.
+        """
+        self.get(name)
+        return list(self._models[name].versions.values())
+
+    def defaults(self) -> list[ModelVersion]:
+        """The default version of each model, sorted by name."""
+        return [self.get(name) for name in sorted(self._models)]
+
+    def is_default(self, version: ModelVersion) -> bool:
+        """Whether requests that name no version reach this one."""
+        return self._models[version.name].default == version.version
+
+    def set_default(self, name: str, version: str) -> None:
+        """Makes a version the default.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+        """
+        model = self._models.get(name)
+        if model is None:
+            raise ModelNotFound(f"Model not found: {name}")
+        if version not in model.versions:
+            raise VersionNotFound(f"Model version {version} does not exist for model {name}")
+        model.default = version
+
+    def check_removable(self, version: ModelVersion) -> None:
+        """Refuses to remove a default version that has siblings.
+
+        Raises:
+            DefaultVersionInUse: it has.
+        """
+        if self.is_default(version) and len(self._models[version.name].versions) > 1:
+            raise DefaultVersionInUse(
+                f"Cannot remove default version for model {version.name}",
+                hint="Make another version the default first (set-default), or unregister the others.",
+            )
+
+    def remove(self, version: ModelVersion) -> None:
+        """Forgets a version."""
+        model = self._models[version.name]
+        del model.versions[version.version]
+        if not model.versions:
+            del self._models[version.name]
+        elif model.default == version.version:
+            model.default = next(iter(model.versions))

@@ -1,0 +1,177 @@
+"""Which jobs form the next batch; the clock is a number."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from mariner.batching import POLICIES, JobQueue, make_queue
+from mariner.errors import BadRequest, QueueFull, RequestTimeout
+from mariner.jobs import Job, JobState, Outcome, Request
+
+
+class Told:
+    """A clock that says what it is told, and what the jobs were told."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.outcomes: list[tuple[str, Outcome]] = []
+
+    def queue(self, policy: str = "eager", *, batch_size: int = 3, delay: float = 0.5, capacity: int = 10) -> JobQueue:
+        return make_queue(
+            policy, "m", batch_size=batch_size, max_delay=delay, capacity=capacity, clock=lambda: self.now
+        )
+
+    def job(self, name: str = "j", *, timeout: float = math.inf, alone: bool = False) -> Job:
+        return Job(
+            Request(name, b"", []),
+            lambda outcome: self.outcomes.append((name, outcome)),
+            deadline=self.now + timeout,
+            created=self.now,
+            alone=alone,
+        )
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+def ids(batch: list[Job]) -> list[str]:
+    return [job.request.id for job in batch]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_full_batch_goes_at_once_and_in_order(told: Told, policy: str) -> None:
+    queue = told.queue(policy)
+    for name in "abcd":
+        queue.put(told.job(name))
+    assert ids(queue.take()) == ["a", "b", "c"]
+    assert len(queue) == 1
+
+
+def test_eager_takes_what_is_there(told: Told) -> None:
+    queue = told.queue()
+    queue.put(told.job("a"))
+    assert ids(queue.take()) == ["a"]
+
+
+def test_a_busy_worker_takes_only_full_batches(told: Told) -> None:
+    queue = told.queue()
+    queue.put(told.job("a"))
+    queue.put(told.job("b"))
+    assert queue.take(partial=False) == []
+    queue.put(told.job("c"))
+    assert ids(queue.take(partial=False)) == ["a", "b", "c"]
+
+
+def test_fill_waits_for_the_delay_of_the_oldest(told: Told) -> None:
+    queue = told.queue("fill")
+    queue.put(told.job("a"))
+    told.now += 0.4
+    queue.put(told.job("b"))
+    assert queue.take() == []
+    assert queue.wake_at() == pytest.approx(100.5)
+    told.now += 0.1
+    assert ids(queue.take()) == ["a", "b"]
+
+
+def test_eager_has_nothing_to_wake_up_for(told: Told) -> None:
+    queue = told.queue()
+    queue.put(told.job("a"))
+    assert queue.wake_at() == math.inf
+
+
+def test_it_wakes_up_for_the_earliest_deadline(told: Told) -> None:
+    queue = told.queue("fill", delay=60)
+    queue.put(told.job(timeout=9))
+    queue.put(told.job(timeout=5))
+    assert queue.wake_at() == pytest.approx(105.0)
+
+
+def test_an_empty_queue_never_wakes_up(told: Told) -> None:
+    assert told.queue("fill").wake_at() == told.queue().wake_at() == math.inf
+
+
+def test_expired_jobs_are_answered_and_not_taken(told: Told) -> None:
+    queue = told.queue(batch_size=1)
+    queue.put(told.job("stale", timeout=1))
+    queue.put(told.job("fresh", timeout=60))
+    told.now += 2
+    assert ids(queue.take()) == ["fresh"]
+    ((name, outcome),) = told.outcomes
+    assert name == "stale"
+    assert isinstance(outcome, RequestTimeout)
+    assert "waited 2.000 s" in outcome.message
+
+
+def test_cancelled_jobs_take_no_place(told: Told) -> None:
+    queue = told.queue(capacity=2)
+    gone = told.job("gone")
+    queue.put(gone)
+    queue.put(told.job("a"))
+    gone.cancel()
+    queue.put(told.job("b"))
+    assert ids(queue.take()) == ["a", "b"]
+    assert told.outcomes == []
+
+
+def test_only_cancelled_jobs_make_no_batch(told: Told) -> None:
+    for batch_size in (1, 3):
+        queue = told.queue(batch_size=batch_size)
+        job = told.job()
+        queue.put(job)
+        job.cancel()
+        assert queue.take() == []
+        assert not queue
+
+
+def test_a_full_queue_refuses_with_its_numbers(told: Told) -> None:
+    queue = told.queue(capacity=2)
+    queue.put(told.job())
+    queue.put(told.job())
+    with pytest.raises(QueueFull, match="2 requests wait, job_queue_size is 2"):
+        queue.put(told.job())
+
+
+def test_jobs_handed_over_but_not_begun_count_as_waiting(told: Told) -> None:
+    queue = told.queue(capacity=2)
+    queue.ahead = 2
+    with pytest.raises(QueueFull):
+        queue.put(told.job())
+
+
+def test_jobs_put_back_come_first_in_their_old_order_even_into_a_full_queue(told: Told) -> None:
+    queue = told.queue(capacity=2)
+    queue.put(told.job("c"))
+    queue.put(told.job("d"))
+    jobs = [told.job("a", timeout=7), told.job("b")]
+    for job in jobs:
+        job.begin(1, told.now)
+    queue.put_back(jobs)
+    assert all(job.state is JobState.WAITING for job in jobs)
+    assert queue.wake_at() == pytest.approx(107.0)
+    assert ids(queue.take()) == ["a", "b", "c"]
+
+
+def test_a_job_that_wants_to_be_alone_shares_no_batch(told: Told) -> None:
+    queue = told.queue("fill")
+    queue.put(told.job("a"))
+    queue.put(told.job("alone", alone=True))
+    queue.put(told.job("b"))
+    assert ids(queue.take()) == ["a"]
+    assert ids(queue.take()) == ["alone"]
+    assert queue.take() == []
+
+
+def test_remove_all_empties_it(told: Told) -> None:
+    queue = told.queue()
+    queue.put(told.job("a", timeout=1))
+    assert ids(queue.remove_all()) == ["a"]
+    assert (len(queue), queue.wake_at()) == (0, math.inf)
+
+
+def test_an_unknown_policy_is_refused_with_the_known_ones(told: Told) -> None:
+    with pytest.raises(BadRequest, match="'sloppy' is unknown; choose one of eager, fill"):
+        told.queue("sloppy")
