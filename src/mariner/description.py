@@ -1,4 +1,4 @@
-"""What the describe call shows of a version: TorchServe's keys in its order, and the worker's true state beside them."""
+"""What the describe call shows of a version: TorchServe's keys in its order, and each worker's true state."""
 
 from __future__ import annotations
 

@@ -75,6 +75,10 @@ class MarinerError(Exception):
         self.hint = hint
         self.retry_after = retry_after
 
+    def __str__(self) -> str:
+        """The message."""
+        return self.message
+
 
 class InternalError(MarinerError):
     """A defect of the server: the log has the traceback, the client a request id."""

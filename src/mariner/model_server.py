@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mariner.archive.read import Archive, derive_model_name, open_archive
+from mariner.archive.manifest import Runtime
+from mariner.archive.read import Archive, derive_model_name, list_archives, open_archive
 from mariner.batching import make_queue
 from mariner.bodies import Slot
 from mariner.config import Config
@@ -85,7 +86,7 @@ class ModelServer:
         self._temp_dir = temp_dir
         self._accelerators = accelerators
         self._devices = DeviceAssigner(accelerators.count)
-        self._observer = _MetricsObserver(metrics, clock)
+        self._observer = _Observer(metrics, clock, self._devices)
         self._next_worker = itertools.count(config.initial_worker_port).__next__
 
     # -- inference ----------------------------------------------------------------------------------------------------
@@ -189,13 +190,7 @@ class ModelServer:
         if self.config.model_store is None:
             log.warning("load_models=all has no effect: no model store is configured.")
             return []
-        return sorted(
-            entry.name
-            for entry in self.config.model_store.iterdir()
-            if not entry.name.startswith(".")
-            and entry.name != "lost+found"  # the root of a volume has it
-            and (entry.is_dir() or entry.name.endswith((".mar", ".model", ".tar.gz")))
-        )
+        return list_archives(self.config.model_store)
 
     async def _load_initial_model(self, spec: str) -> None:
         name, _, url = spec.rpartition("=") if "://" not in spec.partition("=")[0] else ("", "", spec)
@@ -215,12 +210,14 @@ class ModelServer:
         """Opens the archive, registers the version and lets its workers start."""
         if self.draining:
             raise Draining("The server is stopping.")
+        self._runtime(options)
         archive = await asyncio.to_thread(
             open_archive,
             url,
             model_store=self.config.model_store,
-            allowed_urls=self.config.allowed_url_patterns,
+            allowed_urls=self.config.allowed_urls if self.config.is_set("allowed_urls") else (),
             temp_dir=self._temp_dir,
+            reuse_download=at_startup,
         )
         try:
             version = self._make_version(url, archive, options, at_startup=at_startup)
@@ -263,11 +260,7 @@ class ModelServer:
             config=self.config,
             environment=worker_environment(os.environ, self.config, threads),
             next_id=self._next_worker,
-            device=lambda _: self._devices.assign(
-                f"{name}/{manifest.model_version}",
-                device_type=archive.config.device_type,
-                device_ids=archive.config.device_ids,
-            ),
+            device=lambda _: self._device_for(f"{name}/{manifest.model_version}", archive),
         )
         queue = make_queue(
             settings.batching_policy,
@@ -284,9 +277,24 @@ class ModelServer:
             archive,
             settings,
             pool,
-            runtime=options.runtime or manifest.runtime,
+            runtime=self._runtime(options) or manifest.runtime.value,
             loaded_at_startup=at_startup,
         )
+
+    @staticmethod
+    def _runtime(options: RegisterOptions) -> str | None:
+        if options.runtime is None:
+            return None
+        try:
+            return Runtime(options.runtime).value
+        except ValueError:
+            raise BadRequest(f"Invalid RuntimeType value: {options.runtime}") from None
+
+    def _device_for(self, version: str, archive: Archive) -> int | None:
+        """The GPU of the next worker, None for the CPU."""
+        if archive.config.device_type == "cpu":
+            return None
+        return self._devices.assign(version, archive.config.device_ids)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Answers what waits, stops the workers and deletes the unpacked files.
@@ -411,31 +419,29 @@ class ModelServer:
         in_time = await asyncio.gather(*(version.pool.drain(timeout) for version in versions))
         for version in versions:
             self.registry.remove(version)
-            await asyncio.to_thread(version.archive.remove)
+            await asyncio.to_thread(version.archive.remove, keep_download=True)
         return all(in_time)
 
 
-class _MetricsObserver(PoolObserver):
-    """Counts what happens in pools."""
+class _Observer(PoolObserver):
+    """Counts what happens in pools, and takes back the devices of workers that have gone."""
 
-    def __init__(self, metrics: Metrics, clock: Clock) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, devices: DeviceAssigner) -> None:
         self._metrics = metrics
         self._clock = clock
+        self._devices = devices
 
     def finished(self, pool: WorkerPool, job: Job, reply: Reply, batch_size: int) -> None:
-        if reply.failed:
-            return
-        self._metrics.inference_finished(
-            pool.recipe.model,
-            job.label,
-            latency_seconds=self._clock.time() - job.created,
-            queue_seconds=job.taken - job.created,
-            handler_seconds=reply.handler_seconds,
-            batch_size=batch_size,
-        )
+        if not reply.failed:
+            now, model = self._clock.time(), pool.recipe.model
+            queued, ran = job.taken - job.created, reply.handler_seconds
+            self._metrics.inference_finished(model, job.label, now - job.created, queued, ran, batch_size)
 
     def loaded(self, pool: WorkerPool, worker: Worker, seconds: float) -> None:  # noqa: ARG002
         self._metrics.worker_loaded(worker.spec.name, seconds)
 
     def sampled(self, pool: WorkerPool, worker: Worker, sample: Sample) -> None:  # noqa: ARG002
         self._metrics.worker_sample(sample.name, sample.unit, sample.type, sample.value, sample.dimensions)
+
+    def gone(self, pool: WorkerPool, worker: Worker) -> None:
+        self._devices.release(f"{pool.recipe.model}/{pool.recipe.version}", worker.load.gpu_id)

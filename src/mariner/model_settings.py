@@ -98,7 +98,7 @@ def resolve(
             _seconds(_positive(preset, "maxBatchDelay")),
             DEFAULT_BATCH_DELAY,
         ),
-        batching_policy=yaml.batching_policy or config.batching_policy,
+        batching_policy=yaml.batching_policy or config.batching_policy.value,
         queue_size=yaml.job_queue_size or config.job_queue_size,
         response_timeout=_first(
             options.response_timeout,

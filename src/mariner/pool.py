@@ -37,6 +37,9 @@ class PoolObserver:
     def sampled(self, pool: WorkerPool, worker: Worker, sample: Sample) -> None:
         """A handler updated a metric."""
 
+    def gone(self, pool: WorkerPool, worker: Worker) -> None:
+        """A worker was removed; it never comes back."""
+
 
 class WorkerPool:
     """The workers of one model version.
@@ -239,6 +242,7 @@ class WorkerPool:
         del self._keepers[worker], self._recoveries[worker]
         self._settle(worker, None)
         del self._settled[worker]
+        self._observer.gone(self, worker)
         self._progressed.set()
 
     async def _sleep(self, seconds: float) -> None:

@@ -214,6 +214,21 @@ class FakeEngine:
         self.loads = loads
         self.processes: list[FakeProcess] = []
         self.fails: OSError | None = None
+        self._loading = asyncio.Condition()
+
+    async def loading(self, index: int = 0) -> FakeProcess:
+        """Waits until a process was told to load its model.
+
+        Args:
+            index: which one, in the order of their start.
+        """
+        async with self._loading:
+            await self._loading.wait_for(lambda: len(self.processes) > index and self.processes[index].load is not None)
+        return self.processes[index]
+
+    async def _tell(self) -> None:
+        async with self._loading:
+            self._loading.notify_all()
 
     async def start(self, spec: WorkerSpec, receiver: Receiver) -> FakeProcess:
         """See :class:`mariner.engines.Engine`."""
@@ -222,6 +237,7 @@ class FakeEngine:
             raise error
         process = FakeProcess(self, spec, receiver, 50_000 + len(self.processes))
         self.processes.append(process)
+        self._telling = asyncio.create_task(self._tell())
         return process
 
 

@@ -1,0 +1,250 @@
+"""Composition root: builds every part from the settings, starts them in order, stops them in order.
+
+Nothing else constructs a part that others share; nothing imports this but the command line and tests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mariner import logs
+from mariner.auth import Access, TokenMode, open_access
+from mariner.auth import Listener as Kind
+from mariner.bodies import Arena
+from mariner.config import Address, Config, Scheme
+from mariner.devices import Accelerators, CpuMeter, read_system
+from mariner.engines.local import LocalEngine
+from mariner.errors import ConfigurationError
+from mariner.http.app import App
+from mariner.http.connections import Limits
+from mariner.http.listener import HttpListener
+from mariner.metrics import Metrics, MetricsMode, load_definitions
+from mariner.model_server import ModelServer
+
+__all__ = ["Server", "run"]
+
+log = logging.getLogger(__name__)
+
+LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
+
+
+@dataclass(slots=True)
+class Server:
+    """A running server.
+
+    Attributes:
+        config: its settings.
+        models: its use cases.
+        listeners: its bound addresses.
+    """
+
+    config: Config
+    models: ModelServer
+    listeners: Sequence[HttpListener]
+    arena: Arena
+    access: Access
+    temp_dir: Path
+    _collector: asyncio.Task[None] | None = field(default=None)
+
+    @classmethod
+    async def start(cls, config: Config) -> Server:
+        """Binds the listeners, registers the initial models and starts to answer; workers load meanwhile.
+
+        Raises:
+            ConfigurationError: it cannot start as it is configured.
+        """
+        loop = asyncio.get_running_loop()
+        async with contextlib.AsyncExitStack() as undo:
+            temp_dir = Path(tempfile.mkdtemp(prefix="mariner-", dir=config.temp_dir))
+            undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+            arena = Arena(config.shared_memory_size)
+            undo.callback(arena.close)
+            accelerators = await asyncio.to_thread(Accelerators.detect, os.environ, config.number_of_gpu)
+            metrics = _make_metrics(config)
+            models = ModelServer(
+                config,
+                engine=LocalEngine(logs.relay, arena.fd),
+                clock=loop,
+                metrics=metrics,
+                accelerators=accelerators,
+                temp_dir=temp_dir,
+            )
+            undo.push_async_callback(models.drain, 0.0)
+            access = _make_access(config)
+            listeners = _make_listeners(config, models, access, arena)
+            for listener in listeners:
+                undo.push_async_callback(listener.close)
+                # Before any worker is started: a port that is taken must not cost a model load first.
+                listener.bind()
+            await models.load_initial_models(config.load_models)
+            for listener in listeners:
+                await listener.start()
+            undo.pop_all()
+        server = cls(config, models, listeners, arena, access, temp_dir)
+        if not config.disable_system_metrics:
+            gpus = accelerators.ids if accelerators.count else ()
+            server._collector = asyncio.create_task(server._collect_system_metrics(gpus), name="system metrics")
+        return server
+
+    async def stop(self) -> bool:
+        """Takes no new requests, answers those it has, stops the workers and frees everything.
+
+        Returns:
+            Whether everything was answered in time.
+        """
+        if self._collector is not None:
+            self._collector.cancel()
+        for listener in self.listeners:
+            listener.stop_accepting()
+        in_time = await self.models.drain(self.config.drain_timeout)
+        await asyncio.gather(*(listener.drain(LAST_ANSWERS) for listener in self.listeners))
+        for listener in self.listeners:
+            await listener.close()
+        if self.access.keys is not None:
+            self.access.keys.remove_file()
+        self.arena.close()
+        await asyncio.to_thread(shutil.rmtree, self.temp_dir, ignore_errors=True)
+        return in_time
+
+    async def _collect_system_metrics(self, gpus: Sequence[str]) -> None:
+        meter = CpuMeter()
+        while True:
+            samples = await asyncio.to_thread(read_system, cpu_percent=meter.percent, gpus=gpus)
+            self.models.metrics.sample_system(samples)
+            await asyncio.sleep(self.config.metric_time_interval)
+
+
+def _make_listeners(config: Config, models: ModelServer, access: Access, arena: Arena) -> list[HttpListener]:
+    """One listener per address; equal addresses share one."""
+    kinds: dict[Address, list[Kind]] = {config.inference_address: [Kind.INFERENCE]}
+    kinds.setdefault(config.management_address, []).append(Kind.MANAGEMENT)
+    if config.enable_metrics_api:
+        kinds.setdefault(config.metrics_address, []).append(Kind.METRICS)
+    cors = (
+        ("access-control-allow-origin", config.cors_allowed_origin),
+        ("access-control-allow-methods", config.cors_allowed_methods),
+        ("access-control-allow-headers", config.cors_allowed_headers),
+    )
+    limits = Limits(
+        max_request_size=config.max_request_size,
+        max_header_size=config.max_header_size,
+        max_connections=config.max_connections,
+        shared_body_threshold=config.shared_body_threshold,
+        header_timeout=config.client_header_timeout,
+        body_timeout=config.client_body_timeout,
+        keep_alive_timeout=config.keep_alive_timeout,
+    )
+    return [
+        HttpListener(
+            address,
+            App(
+                models,
+                access,
+                served,
+                cors=tuple((name, value) for name, value in cors if value),
+                pass_query_parameters=config.pass_query_parameters,
+            ),
+            name=served[0].value.capitalize(),
+            limits=limits,
+            arena=arena,
+        )
+        for address, served in kinds.items()
+    ]
+
+
+def _make_metrics(config: Config) -> Metrics:
+    mode = MetricsMode(config.metrics_mode.value)
+    options = {"mode": mode, "auto_detect": config.model_metrics_auto_detect}
+    if config.metrics_config is None:
+        return Metrics(**options)
+    try:
+        return Metrics(load_definitions(config.metrics_config), **options)
+    except (OSError, ValueError) as error:
+        log.error("Failed to load metrics configuration: %s: %s", config.metrics_config, error)  # noqa: TRY400
+        return Metrics((), **options)
+
+
+def _make_access(config: Config) -> Access:
+    address = config.management_address
+    return open_access(
+        TokenMode(config.token_authorization.value),
+        management_host="unix" if address.scheme is Scheme.UNIX else address.host,
+        key_file=Path.cwd() / "key_file.json",
+        lifetime=None if config.token_expiration_min is None else config.token_expiration_min * 60,
+        model_api=config.enable_model_api,
+    )
+
+
+def run(
+    config: Config,
+    *,
+    on_ready: Callable[[Sequence[str]], None],
+    on_models_ready: Callable[[], None] = lambda: None,
+) -> int:
+    """Serves until SIGTERM or SIGINT; returns the exit code of the process.
+
+    Args:
+        config: the settings.
+        on_ready: called with one line per listener as soon as they answer.
+        on_models_ready: called when every initial model has its workers, or has failed to get them.
+
+    Raises:
+        ConfigurationError: it cannot start as it is configured.
+    """
+    logs.configure(config)
+    for warning in config.warnings:
+        log.warning("%s", warning)
+    with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
+        return runner.run(_serve(config, on_ready, on_models_ready))
+
+
+async def _serve(
+    config: Config, on_ready: Callable[[Sequence[str]], None], on_models_ready: Callable[[], None]
+) -> int:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for name in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(name, stop.set)
+    try:
+        server = await Server.start(config)
+    except OSError as error:
+        raise ConfigurationError(f"The server cannot start: {error}") from error
+    lines = [f"{listener.name} API bind to: {listener.address}" for listener in server.listeners]
+    for line in lines:
+        log.info("%s", line)
+    logs.announce(logs.STARTED)
+    on_ready(lines)
+    waiter = asyncio.create_task(_tell_when_ready(server.models, on_models_ready), name="initial models")
+    await stop.wait()
+    log.info("Stopping: running requests are answered first.")
+    for name in (signal.SIGTERM, signal.SIGINT):  # a second signal ends at once
+        loop.remove_signal_handler(name)
+        signal.signal(name, signal.SIG_DFL)
+    in_time = await server.stop()
+    waiter.cancel()
+    if not in_time:
+        log.warning("Some requests were not answered within %g s.", config.drain_timeout)
+    log.info("Torchserve stopped.")
+    return 0
+
+
+async def _tell_when_ready(models: ModelServer, on_models_ready: Callable[[], None]) -> None:
+    await models.wait_until_ready()
+    on_models_ready()
+
+
+def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    try:
+        import uvloop  # noqa: PLC0415 - an optimisation that not every platform has
+    except ImportError:
+        return None
+    return uvloop.new_event_loop
