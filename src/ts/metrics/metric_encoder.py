@@ -1,0 +1,7 @@
+"""Old import path; the code is in :mod:`ts.metrics.legacy`."""
+
+from __future__ import annotations
+
+from ts.metrics.legacy import MetricEncoder
+
+__all__ = ["MetricEncoder"]

@@ -1,0 +1,235 @@
+"""Formats of weights: recognising a file, and making a model of it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pickle
+import sys
+import warnings
+import zipfile
+from collections.abc import Callable
+from enum import Enum
+from importlib.util import find_spec, module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import Any, NamedTuple
+
+import torch
+
+from ts.importing import list_classes_from_module
+
+__all__ = [
+    "FORMATS",
+    "ONNX_AVAILABLE",
+    "Format",
+    "Row",
+    "build_model",
+    "load_pickled",
+    "load_state",
+    "load_torchscript",
+    "recognise",
+    "setup_ort_session",
+]
+
+ONNX_AVAILABLE = find_spec("onnxruntime") is not None
+
+
+class Format(Enum):
+    """What a file of weights is when no model file says what to do with it."""
+
+    TORCHSCRIPT = "TorchScript"
+    ONNX = "ONNX"
+    PICKLED = "pickled model"
+
+
+class Row(NamedTuple):
+    """One format: the file names it goes by and how to tell it from others of that name."""
+
+    format: Format
+    suffixes: tuple[str, ...]
+    matches: Callable[[Path], bool]
+
+
+def _always(_path: Path) -> bool:
+    return True
+
+
+def _is_torchscript(path: Path) -> bool:
+    """TorchScript is a zip file with a table of constants; a checkpoint of ``torch.save`` has none."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def _has_onnx_runtime(_path: Path) -> bool:
+    return ONNX_AVAILABLE
+
+
+# The first row that fits decides.
+FORMATS = (
+    Row(Format.TORCHSCRIPT, (".pt",), _always),
+    Row(Format.TORCHSCRIPT, (".pth", ".bin"), _is_torchscript),
+    Row(Format.PICKLED, (".pth", ".bin"), _always),
+    Row(Format.ONNX, (".onnx",), _has_onnx_runtime),
+)
+
+
+def recognise(path: str | Path) -> Format | None:
+    """The format of a file of weights that comes without a model file; None if it is none that can be loaded so.
+
+    Args:
+        path: the file.
+    """
+    path = Path(path)
+    for row in FORMATS:
+        if path.suffix in row.suffixes and row.matches(path):
+            return row.format
+    return None
+
+
+def load_torchscript(path: str | Path, device: Any) -> Any:
+    """A TorchScript module on its device, in evaluation mode.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+
+    Raises:
+        RuntimeError: the file is no TorchScript.
+        ValueError: there is no such file.
+    """
+    try:
+        with warnings.catch_warnings():
+            # Newer releases advise against TorchScript; whoever starts a server cannot follow that advice.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            model = torch.jit.load(str(path), map_location=device)
+    except RuntimeError as error:
+        if _is_torchscript(Path(path)):
+            raise
+        raise RuntimeError(
+            f"No model weights could be loaded: {Path(path).name} is not TorchScript. If it is a state_dict, package "
+            "the model's class with it (--model-file)."
+        ) from error
+    model.eval()
+    return model
+
+
+def build_model(model_file: str | Path) -> Any:
+    """An instance of the only class that a model file defines.
+
+    Args:
+        model_file: a Python file; classes it imports do not count.
+
+    Raises:
+        RuntimeError: there is no such file.
+        ValueError: it defines no class, or several.
+    """
+    path = Path(model_file)
+    if not path.is_file():
+        raise RuntimeError(f"Missing the model.py file: {path.name} is not in the archive.")
+    classes = list_classes_from_module(_import_file(path))
+    if len(classes) != 1:
+        names = ", ".join(found.__name__ for found in classes) or "none"
+        raise ValueError(
+            f"Expected only one class as model definition. {path.name} defines {names}; "
+            "move the others to a module of their own (--extra-files)."
+        )
+    return classes[0]()
+
+
+def _import_file(path: Path) -> ModuleType:
+    """Imports a file under the name that ``import`` would give it, so that its classes exist only once."""
+    name = path.name.split(".", maxsplit=1)[0]
+    present = sys.modules.get(name)
+    if present is not None and os.path.realpath(getattr(present, "__file__", None) or "") == os.path.realpath(path):
+        return present
+    spec = spec_from_file_location(name, path)
+    if spec is None or spec.loader is None:
+        raise RuntimeError(f"The model file {path.name} is no Python file.")
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def load_state(path: str | Path, device: Any, *, allow_pickle: bool = False) -> Any:
+    """The state of an eager model.
+
+    Args:
+        path: safetensors, or what ``torch.save`` wrote: a ``state_dict``, or with ``allow_pickle`` a whole model.
+        device: where its tensors go; None leaves them where they were saved.
+        allow_pickle: run code from the file if it asks for it.
+
+    Raises:
+        RuntimeError: the file needs pickle, is damaged, or its format needs a package that is missing.
+        OSError: it cannot be read.
+    """
+    if Path(path).suffix == ".safetensors":
+        return _load_safetensors(path, device)
+    loaded = load_pickled(path, device, allow_pickle=allow_pickle)
+    return loaded.state_dict() if isinstance(loaded, torch.nn.Module) else loaded
+
+
+def load_pickled(path: str | Path, device: Any, *, allow_pickle: bool) -> Any:
+    """What ``torch.save`` wrote; without ``allow_pickle`` only tensors and plain values.
+
+    Args:
+        path: the file.
+        device: where its tensors go; None leaves them where they were saved.
+        allow_pickle: run code from the file if it asks for it.
+
+    Raises:
+        RuntimeError: the file needs pickle, or is no checkpoint.
+        OSError: it cannot be read.
+    """
+    try:
+        return torch.load(path, map_location=device, weights_only=not allow_pickle)
+    except pickle.UnpicklingError as error:
+        name = Path(path).name
+        if allow_pickle or not _is_checkpoint(Path(path)):
+            raise RuntimeError(f"{name} is damaged or no checkpoint of torch.save.") from error
+        raise RuntimeError(
+            f"{name} holds more than tensors, and loading it would run code from the file. Save only the weights "
+            "(torch.save(model.state_dict(), …), or safetensors), or, if you trust the file, set "
+            "`handler.allow_pickle: true` in the model's configuration file."
+        ) from error
+
+
+def _is_checkpoint(path: Path) -> bool:
+    """A zip file, or a pickle of protocol 2 or later as torch wrote before 1.6."""
+    if zipfile.is_zipfile(path):
+        return True
+    with path.open("rb") as file:
+        return file.read(1) == pickle.PROTO
+
+
+def _load_safetensors(path: str | Path, device: Any) -> Any:
+    try:
+        safetensors = importlib.import_module("safetensors.torch")
+    except ImportError as error:
+        raise RuntimeError(f"{Path(path).name} needs a package that is missing: pip install safetensors") from error
+    return safetensors.load_file(path, device="cpu" if device is None else str(device))
+
+
+def setup_ort_session(model_pt_path: str | Path, map_location: str | None, device: Any = None) -> Any:
+    """An ONNX Runtime session.
+
+    Args:
+        model_pt_path: the file.
+        map_location: ``cuda`` to compute on a GPU, anything else for the CPU.
+        device: the GPU; None for the first.
+    """
+    runtime = importlib.import_module("onnxruntime")
+    providers: list[Any] = ["CPUExecutionProvider"]
+    if map_location == "cuda":
+        index = getattr(device, "index", None) or 0
+        providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count() or 1
+    return runtime.InferenceSession(str(model_pt_path), providers=providers, sess_options=options)
