@@ -1,0 +1,311 @@
+"""The counters: raised as things happen, turned into series when the text is wanted."""
+
+from __future__ import annotations
+
+import logging
+import re
+import socket
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from enum import Enum
+
+from mariner.metrics.definitions import (
+    BUILT_IN,
+    METRICS,
+    OWN,
+    SIZE_BUCKETS,
+    TIME_BUCKETS,
+    Definition,
+    Kind,
+    Section,
+    problem_of,
+)
+from mariner.metrics.exposition import Family, Histogram, LabelValues
+
+__all__ = ["Metrics", "MetricsMode", "parse_line"]
+
+logger = logging.getLogger(__name__)
+
+Update = tuple[str, LabelValues, float]
+
+_REQUESTS = ("Requests2XX", "Requests4XX", "Requests5XX")
+_LEGACY = frozenset(
+    ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds")
+)
+
+
+class MetricsMode(Enum):
+    """What ``/metrics`` shows: everything, nothing, or the three inference counters."""
+
+    PROMETHEUS = "prometheus"
+    LOG = "log"
+    LEGACY = "legacy"
+
+
+class _ModelSeries:
+    """What is counted for each inference of one model version."""
+
+    __slots__ = ("batch_size", "handler", "latency", "queue", "requests")
+
+    def __init__(self) -> None:
+        self.requests = 0
+        self.latency = Histogram(TIME_BUCKETS)
+        self.queue = Histogram(TIME_BUCKETS)
+        self.handler = Histogram(TIME_BUCKETS)
+        self.batch_size = Histogram(SIZE_BUCKETS)
+
+
+class Metrics:
+    """Counts what the server does, takes samples from workers, and shows it all.
+
+    Args:
+        definitions: the metrics that exist; an update of any other is dropped.
+        hostname: value of the ``Hostname`` label; this machine's name by default.
+        mode: what :meth:`expose` shows.
+        auto_detect: model metrics nobody declared are taken as they first come.
+    """
+
+    def __init__(
+        self,
+        definitions: Iterable[Definition] = METRICS,
+        *,
+        hostname: str | None = None,
+        mode: MetricsMode = MetricsMode.PROMETHEUS,
+        auto_detect: bool = False,
+    ) -> None:
+        self.mode = mode
+        self._hostname = hostname or socket.gethostname() or "Unknown"
+        self._host: LabelValues = ("Host", self._hostname)
+        self._auto_detect = auto_detect
+        self._families = {row.name: Family(row) for row in definitions}
+        for row in OWN:
+            self._families.setdefault(row.name, Family(row))
+        if auto_detect:
+            self._families.setdefault("PredictionTime", Family(BUILT_IN["PredictionTime"]))
+        # A metrics file may make a counter or gauge of the server something else, say a histogram. Those cannot be
+        # derived from totals when the text is wanted; they are updated as things happen.
+        self._retyped = {
+            name
+            for name, family in self._families.items()
+            if name in BUILT_IN and family.definition.kind is not BUILT_IN[name].kind
+        }
+        self._refused: set[str] = set()  # names of workers that were logged once
+        self._responses = [0, 0, 0]
+        self._models: dict[tuple[str, str], _ModelSeries] = {}
+        self._handler_seconds: dict[str, float] = {}  # latest of each model
+        self._latest: tuple[float, float, float] | None = None  # latency, queue, handler of the latest inference
+
+    def requests_finished(self, status: int) -> None:
+        """An HTTP response went out, on any listener."""
+        position = 0 if 200 <= status < 300 else 1 if 400 <= status < 500 else 2
+        self._responses[position] += 1
+        if self._retyped:
+            self._update_retyped([(_REQUESTS[position], self._host, 1)])
+
+    def inference_requested(self, model: str, version_label: str) -> None:
+        """A known model was asked for an inference; whether it is refused later does not matter.
+
+        Args:
+            model: its name. Never call this with a name that was not found: clients could make series without end.
+            version_label: the version the client named, or ``default``.
+        """
+        series = self._models.get((model, version_label)) or self._add_series(model, version_label)
+        series.requests += 1
+        if self._retyped:
+            self._update_retyped([("ts_inference_requests_total", (model, version_label, self._hostname), 1)])
+
+    def inference_finished(
+        self,
+        model: str,
+        version_label: str,
+        latency_seconds: float,
+        queue_seconds: float,
+        handler_seconds: float,
+        batch_size: int = 1,
+    ) -> None:
+        """A worker's answer was delivered (the last piece, if streamed).
+
+        Args:
+            model: as in :meth:`inference_requested`.
+            version_label: as in :meth:`inference_requested`.
+            latency_seconds: from arrival to now.
+            queue_seconds: from arrival to the hand-over to a worker.
+            handler_seconds: what the handler took for the whole batch.
+            batch_size: requests in that batch.
+        """
+        series = self._models.get((model, version_label)) or self._add_series(model, version_label)
+        histogram = series.latency  # observe() written out: four calls would cost as much as the rest
+        histogram.counts[bisect_left(TIME_BUCKETS, latency_seconds)] += 1
+        histogram.sum += latency_seconds
+        histogram = series.queue
+        histogram.counts[bisect_left(TIME_BUCKETS, queue_seconds)] += 1
+        histogram.sum += queue_seconds
+        histogram = series.handler
+        histogram.counts[bisect_left(TIME_BUCKETS, handler_seconds)] += 1
+        histogram.sum += handler_seconds
+        histogram = series.batch_size
+        histogram.counts[bisect_left(SIZE_BUCKETS, batch_size)] += 1
+        histogram.sum += batch_size
+        self._handler_seconds[model] = handler_seconds
+        self._latest = (latency_seconds, queue_seconds, handler_seconds)
+        if self._retyped:
+            labels = (model, version_label, self._hostname)
+            self._update_retyped(
+                [
+                    ("ts_inference_latency_microseconds", labels, latency_seconds * 1e6),
+                    ("ts_queue_latency_microseconds", labels, queue_seconds * 1e6),
+                    *self._latest_gauges(),
+                    ("PredictionTime", (model, "Model", self._hostname), round(handler_seconds * 1e3, 2)),
+                ]
+            )
+
+    def worker_loaded(self, worker_name: str, seconds: float) -> None:
+        """A worker (``W-9000-model_1.0``) has its model."""
+        self.record("WorkerLoadTime", (worker_name, *self._host), int(seconds * 1e3))
+
+    def worker_sample(
+        self, name: str, unit: str, type_: str, value: float, dimensions: Sequence[tuple[str, str]]
+    ) -> None:
+        """Takes a metric update from a worker, if it is declared or may be detected.
+
+        Args:
+            name: as the handler calls it.
+            unit: used when the metric is detected.
+            type_: ``counter``, ``gauge`` or ``histogram`` in any case; used when the metric is detected.
+            value: increment of a counter, level of a gauge, one observation of a histogram.
+            dimensions: names and values in order, without ``Hostname``.
+        """
+        family = self._families.get(name)
+        if family is None or family.definition.section is not Section.MODEL:
+            family = self._detect(name, unit, type_, dimensions)
+        if family is None:
+            return
+        try:
+            number = float(value)  # handlers emit what they like, and one text here would break the whole page
+        except (TypeError, ValueError, OverflowError):
+            self._refuse(name, f"{name} was given {value!r}, which is no number.")
+        else:
+            family.record((*(str(text) for _, text in dimensions), self._hostname), number)
+
+    def worker_line(self, line: str) -> bool:
+        """Takes a line a worker printed; False if it is no metric and belongs into the log."""
+        if not line.startswith(("[METRICS]", "INFO > [METRICS]")):
+            return False
+        sample = parse_line(line)
+        if sample is None:
+            logger.warning('Failed to parse metrics line: "%s".', line)
+        else:
+            self.worker_sample(*sample)
+        return True
+
+    def record(self, name: str, labels: LabelValues, value: float) -> None:
+        """Updates a metric that is not on the way of a request; one that is not declared is dropped."""
+        family = self._families.get(name)
+        if family is not None:
+            family.record(labels, value)
+
+    def sample_system(self, samples: Iterable[tuple[str, LabelValues, float]]) -> None:
+        """Records the state of the machine: name, labels between ``Level`` and ``Hostname``, value."""
+        for name, labels, value in samples:
+            self.record(name, ("Host", *labels, self._hostname), value)
+
+    def expose(self, names: Collection[str] | None = None) -> str:
+        """The metrics in Prometheus' text format 0.0.4.
+
+        Args:
+            names: samples to show (a histogram may be named whole); none given means all.
+        """
+        if self.mode is MetricsMode.LOG:
+            return ""
+        self._collect()
+        lines: list[str] = []
+        for name, family in self._families.items():
+            if self.mode is MetricsMode.LEGACY and name not in _LEGACY:
+                continue
+            samples = [line for sample, line in family.samples() if not names or sample in names or name in names]
+            if samples or not names:
+                definition = family.definition
+                help_text = definition.help.replace("\\", "\\\\").replace("\n", "\\n")
+                lines += (f"# HELP {name} {help_text}", f"# TYPE {name} {definition.kind.value}", *samples)
+        return "".join(f"{line}\n" for line in lines)
+
+    def _add_series(self, model: str, version_label: str) -> _ModelSeries:
+        series = self._models[model, version_label] = _ModelSeries()
+        own = (series.latency, series.queue, series.handler, series.batch_size)
+        for row, histogram in zip(OWN, own, strict=True):
+            self._families[row.name].histograms[model, version_label] = histogram
+        return series
+
+    def _update_retyped(self, updates: Iterable[Update]) -> None:
+        for name, labels, value in updates:
+            if name in self._retyped:
+                self._families[name].record(labels, value)
+
+    def _latest_gauges(self) -> Iterator[Update]:
+        if self._latest is not None:
+            latency, queue, handler = self._latest
+            yield "QueueTime", self._host, int(queue * 1e3)
+            yield "WorkerThreadTime", self._host, int(max(0.0, latency - queue - handler) * 1e3)
+
+    def _totals(self) -> Iterator[Update]:
+        """What was counted in plain numbers."""
+        yield from ((name, self._host, count) for name, count in zip(_REQUESTS, self._responses, strict=True) if count)
+        for (model, version_label), series in self._models.items():
+            labels = (model, version_label, self._hostname)
+            if series.requests:
+                yield "ts_inference_requests_total", labels, series.requests
+            if any(series.latency.counts):
+                yield "ts_inference_latency_microseconds", labels, series.latency.sum * 1e6
+                yield "ts_queue_latency_microseconds", labels, series.queue.sum * 1e6
+        yield from self._latest_gauges()
+        for model, seconds in self._handler_seconds.items():
+            yield "PredictionTime", (model, "Model", self._hostname), round(seconds * 1e3, 2)
+
+    def _collect(self) -> None:
+        for name, labels, value in self._totals():
+            family = self._families.get(name)
+            if family is not None and name not in self._retyped and family.accepts(labels):
+                family.values[labels] = value
+
+    def _detect(self, name: str, unit: str, type_: str, dimensions: Sequence[tuple[str, str]]) -> Family | None:
+        """Declares a model metric that nobody declared, if that is allowed and possible."""
+        if not self._auto_detect or name in self._refused:
+            return None
+        try:
+            labels = (*(str(label) for label, _ in dimensions), "Hostname")
+            definition = Definition(name, Kind(type_.lower()), unit, labels, Section.MODEL)
+            problem = problem_of(definition, self._families)
+        except ValueError:
+            problem = f"{type_!r} is no type of metric."
+        if problem:
+            self._refuse(name, problem)
+            return None
+        logger.info("Registering auto detected backend metric: %s (%s, %s)", name, definition.kind.value, unit)
+        family = self._families[name] = Family(definition)
+        return family
+
+    def _refuse(self, name: str, problem: str) -> None:
+        if name not in self._refused:
+            self._refused.add(name)
+            logger.warning("A metric of a worker is dropped: %s", problem)
+
+
+# name.unit:value|#dimension:value,...|#type:TYPE|#hostname:host,seconds[,request ids]; the type is optional.
+_LINE = re.compile(
+    r"(?:INFO > )?\[METRICS\](?P<name>[^:|]+)\.(?P<unit>[^.:|]*):(?P<value>[^|]+)"
+    r"\|#(?P<dimensions>[^|]*)(?:\|#type:(?P<type>\w+))?\|#hostname:.*"
+)
+
+
+def parse_line(line: str) -> tuple[str, str, str, float, list[tuple[str, str]]] | None:
+    """Name, unit, type (empty if not given), value and dimensions of a ``[METRICS]`` line; None if it is none."""
+    match = _LINE.fullmatch(line.strip())
+    if match is None:
+        return None
+    try:
+        value = float(match["value"])
+    except ValueError:
+        return None
+    pairs = (element.partition(":") for element in match["dimensions"].split(","))
+    dimensions = [(name, text) for name, colon, text in pairs if colon]
+    return match["name"], match["unit"], match["type"] or "", value, dimensions
