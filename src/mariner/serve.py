@@ -12,7 +12,7 @@ import os
 import shutil
 import signal
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,8 +26,8 @@ from mariner.engines.local import LocalEngine
 from mariner.errors import ConfigurationError
 from mariner.http.app import App
 from mariner.http.connections import Limits
-from mariner.http.listener import HttpListener
-from mariner.metrics import Metrics, MetricsMode, load_definitions
+from mariner.http.listener import HttpListener, bind
+from mariner.metrics import METRICS, Definition, Metrics, MetricsMode, load_definitions
 from mariner.model_server import ModelServer
 
 __all__ = ["Server", "run"]
@@ -72,19 +72,26 @@ class Server:
             metrics = _make_metrics(config)
             models = ModelServer(
                 config,
-                engine=LocalEngine(logs.relay, arena.fd),
+                engine=LocalEngine(_relay_to(metrics), arena.fd),
                 clock=loop,
                 metrics=metrics,
                 accelerators=accelerators,
                 temp_dir=temp_dir,
             )
             undo.push_async_callback(models.drain, 0.0)
+            # Before any worker is started and any key is written: a port that is taken must have no consequences.
+            bindings = [(address, kinds, bind(address)) for address, kinds in _bindings(config)]
             access = _make_access(config)
-            listeners = _make_listeners(config, models, access, arena)
-            for listener in listeners:
+            if access.keys is not None:
+                undo.callback(access.keys.remove_file)
+            listeners = []
+            for address, kinds, bound in bindings:
+                app = _make_app(config, models, access, kinds)
+                listener = HttpListener(
+                    address, app, name=kinds[0].value.capitalize(), bound=bound, limits=_limits(config), arena=arena
+                )
                 undo.push_async_callback(listener.close)
-                # Before any worker is started: a port that is taken must not cost a model load first.
-                listener.bind()
+                listeners.append(listener)
             await models.load_initial_models(config.load_models)
             for listener in listeners:
                 await listener.start()
@@ -123,18 +130,33 @@ class Server:
             await asyncio.sleep(self.config.metric_time_interval)
 
 
-def _make_listeners(config: Config, models: ModelServer, access: Access, arena: Arena) -> list[HttpListener]:
-    """One listener per address; equal addresses share one."""
-    kinds: dict[Address, list[Kind]] = {config.inference_address: [Kind.INFERENCE]}
-    kinds.setdefault(config.management_address, []).append(Kind.MANAGEMENT)
+def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
+    """What is served where; equal addresses share one listener."""
+    wanted = [(config.inference_address, Kind.INFERENCE), (config.management_address, Kind.MANAGEMENT)]
     if config.enable_metrics_api:
-        kinds.setdefault(config.metrics_address, []).append(Kind.METRICS)
+        wanted.append((config.metrics_address, Kind.METRICS))
+    bindings: list[tuple[Address, list[Kind]]] = []
+    for address, kind in wanted:
+        shared = next((kinds for other, kinds in bindings if other == address and not address.ephemeral), None)
+        if shared is None:
+            bindings.append((address, [kind]))
+        else:
+            shared.append(kind)
+    return bindings
+
+
+def _make_app(config: Config, models: ModelServer, access: Access, kinds: Sequence[Kind]) -> App:
     cors = (
         ("access-control-allow-origin", config.cors_allowed_origin),
         ("access-control-allow-methods", config.cors_allowed_methods),
         ("access-control-allow-headers", config.cors_allowed_headers),
     )
-    limits = Limits(
+    headers = tuple((name, value) for name, value in cors if value)
+    return App(models, access, kinds, cors=headers, pass_query_parameters=config.pass_query_parameters)
+
+
+def _limits(config: Config) -> Limits:
+    return Limits(
         max_request_size=config.max_request_size,
         max_header_size=config.max_header_size,
         max_connections=config.max_connections,
@@ -143,34 +165,26 @@ def _make_listeners(config: Config, models: ModelServer, access: Access, arena: 
         body_timeout=config.client_body_timeout,
         keep_alive_timeout=config.keep_alive_timeout,
     )
-    return [
-        HttpListener(
-            address,
-            App(
-                models,
-                access,
-                served,
-                cors=tuple((name, value) for name, value in cors if value),
-                pass_query_parameters=config.pass_query_parameters,
-            ),
-            name=served[0].value.capitalize(),
-            limits=limits,
-            arena=arena,
-        )
-        for address, served in kinds.items()
-    ]
+
+
+def _relay_to(metrics: Metrics) -> Callable[[str, str, str], None]:
+    """Worker output: metrics that a handler printed are counted, everything else is logged."""
+
+    def relay(worker_name: str, stream: str, line: str) -> None:
+        if not ("[METRICS]" in line and stream == "stdout" and metrics.worker_line(line)):
+            logs.relay(worker_name, stream, line)
+
+    return relay
 
 
 def _make_metrics(config: Config) -> Metrics:
     mode = MetricsMode(config.metrics_mode.value)
-    options = {"mode": mode, "auto_detect": config.model_metrics_auto_detect}
-    if config.metrics_config is None:
-        return Metrics(**options)
-    try:
-        return Metrics(load_definitions(config.metrics_config), **options)
-    except (OSError, ValueError) as error:
-        log.error("Failed to load metrics configuration: %s: %s", config.metrics_config, error)  # noqa: TRY400
-        return Metrics((), **options)
+    definitions: Iterable[Definition] = METRICS
+    if config.metrics_config is not None:
+        # TorchServe stops for names that Prometheus does not allow only when asked for Prometheus; it is our default.
+        strict = mode is MetricsMode.PROMETHEUS and config.is_set("metrics_mode")
+        definitions = load_definitions(config.metrics_config, strict=strict)
+    return Metrics(definitions, mode=mode, auto_detect=config.model_metrics_auto_detect)
 
 
 def _make_access(config: Config) -> Access:
@@ -180,6 +194,8 @@ def _make_access(config: Config) -> Access:
         management_host="unix" if address.scheme is Scheme.UNIX else address.host,
         key_file=Path.cwd() / "key_file.json",
         lifetime=None if config.token_expiration_min is None else config.token_expiration_min * 60,
+        names=[config.inference_address.host, config.metrics_address.host],
+        origins=[config.cors_allowed_origin] if config.cors_allowed_origin else [],
         model_api=config.enable_model_api,
     )
 
@@ -194,22 +210,17 @@ def run(
 
     Args:
         config: the settings.
-        on_ready: called with one line per listener as soon as they answer.
+        on_ready: called as soon as the listeners answer, with the line for each that scripts wait for.
         on_models_ready: called when every initial model has its workers, or has failed to get them.
 
     Raises:
         ConfigurationError: it cannot start as it is configured.
     """
-    logs.configure(config)
-    for warning in config.warnings:
-        log.warning("%s", warning)
     with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
         return runner.run(_serve(config, on_ready, on_models_ready))
 
 
-async def _serve(
-    config: Config, on_ready: Callable[[Sequence[str]], None], on_models_ready: Callable[[], None]
-) -> int:
+async def _serve(config: Config, on_ready: Callable[[Sequence[str]], None], on_models_ready: Callable[[], None]) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
@@ -218,11 +229,7 @@ async def _serve(
         server = await Server.start(config)
     except OSError as error:
         raise ConfigurationError(f"The server cannot start: {error}") from error
-    lines = [f"{listener.name} API bind to: {listener.address}" for listener in server.listeners]
-    for line in lines:
-        log.info("%s", line)
-    logs.announce(logs.STARTED)
-    on_ready(lines)
+    on_ready([f"{listener.name} API bind to: {listener.address}" for listener in server.listeners])
     waiter = asyncio.create_task(_tell_when_ready(server.models, on_models_ready), name="initial models")
     await stop.wait()
     log.info("Stopping: running requests are answered first.")
@@ -247,4 +254,5 @@ def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
         import uvloop  # noqa: PLC0415 - an optimisation that not every platform has
     except ImportError:
         return None
-    return uvloop.new_event_loop
+    factory: Callable[[], asyncio.AbstractEventLoop] = uvloop.new_event_loop
+    return factory

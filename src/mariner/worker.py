@@ -189,13 +189,14 @@ class Worker:
                 process.kill()
             outcomes: set[asyncio.Future[Any]] = {self._loaded, self._ended}
             await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
-            if not self._loaded.done():
-                raise Death(self._cause(self._ended.result()), loaded=False)
-            self._loaded.result()
-        except OSError as error:
+        except Exception as error:
+            log.exception("%s could not be started.", self.spec.name)
             raise Death(f"its process could not be created: {error}", loaded=False) from error
         finally:
             self._cancel_timer()
+        if not self._loaded.done():
+            raise Death(self._cause(self._ended.result()), loaded=False)
+        self._loaded.result()
         if self.state is State.LOADING:
             self.move(Event.LOADED)
             self._owner.has_room(self)

@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from typing import cast
 
 from mariner.engines import Buffer, Exit, Process, Receiver, WorkerSpec
 
@@ -157,9 +158,9 @@ class _Channel(asyncio.Protocol):
         self._process = process
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.WriteTransport)
-        transport.set_write_buffer_limits(high=1 << 30)  # the window of jobs per worker bounds it, not the transport
-        self._process.channel_made(transport)
+        channel = cast("asyncio.WriteTransport", transport)  # uvloop's is none by class
+        channel.set_write_buffer_limits(high=1 << 30)  # the window of jobs per worker bounds it, not the transport
+        self._process.channel_made(channel)
 
     def data_received(self, data: bytes) -> None:
         self._process.received(data)
@@ -178,8 +179,7 @@ class _Output(asyncio.SubprocessProtocol):
         self._rest = {1: b"", 2: b""}
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.SubprocessTransport)
-        self._process.attach(transport)
+        self._process.attach(cast("asyncio.SubprocessTransport", transport))
 
     def pipe_data_received(self, fd: int, data: bytes) -> None:
         *lines, rest = (self._rest[fd] + data).split(b"\n")
