@@ -1,0 +1,1 @@
+"""What handlers call besides their base class."""

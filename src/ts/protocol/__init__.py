@@ -1,0 +1,1 @@
+"""An old import path; nothing new lives here."""

@@ -1,0 +1,399 @@
+"""One loaded model: runs batches through its handler and turns whatever happens into replies.
+
+Knows no sockets: replies are returned, pieces of streamed answers go to a callable.
+"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import logging
+import re
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import orjson
+
+from ts.context import Context, RequestProcessor
+from ts.errors import PredictionException
+from ts.wire import Batch, Reply, Request, Shared, pack_headers
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from ts.wire import Buffer
+
+__all__ = [
+    "PREDICTION_METRIC",
+    "PredictionException",
+    "Service",
+    "decode_value",
+    "emit_metrics",
+    "encode_output",
+    "out_of_memory",
+]
+
+logger = logging.getLogger(__name__)
+
+PREDICTION_METRIC = "PredictionTime"
+LARGEST_REPLY = 1 << 30  # bytes; a frame's length has 32 bits, and a peer may refuse frames of 2 GiB
+LONGEST_PHRASE = 512  # characters; a status line is no place for more
+
+Job = tuple[int, Request]
+
+
+def emit_metrics(metrics: Iterable[Any]) -> None:
+    """Writes metrics to the log, one line each. What handlers of 2022 did; ``context.metrics`` does it by itself."""
+    for metric in metrics:
+        logger.info("[METRICS]%s", metric)
+
+
+# -- what goes into a handler ----------------------------------------------------------------------------------------
+
+_DIGITS = bytes(ord("0") if chr(code).isdigit() else ord(" ") for code in range(128)).ljust(256)
+_LONG_NUMBER = b"0" * 19
+
+
+def _parse_json(text: Buffer) -> Any:
+    # orjson turns integers beyond 64 bits into floats without a word. They have at least 19 digits; the standard
+    # library reads whatever has, and what orjson refuses: NaN, lone surrogates, UTF-16...
+    if len(text) < len(_LONG_NUMBER) or _LONG_NUMBER not in bytes(text).translate(_DIGITS):
+        try:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
+            pass
+    return json.loads(bytes(text))
+
+
+def decode_value(value: Buffer, content_type: str) -> Any:
+    """The value of a parameter as handlers see it: decoded JSON, text, or a bytearray for everything else."""
+    if content_type:
+        kind = content_type
+        if kind != "application/json":
+            kind = kind.partition(";")[0].strip().lower()
+        try:
+            if kind == "application/json":
+                return _parse_json(value)
+            if kind.startswith("text"):
+                return str(value, "utf-8")
+        except (ValueError, RecursionError):
+            logger.warning("A request body is not valid %s; the handler gets its %d bytes.", kind, len(value))
+    return bytearray(value)
+
+
+# -- what comes out of it --------------------------------------------------------------------------------------------
+
+_PLAIN = frozenset({str, int, bool, float, type(None)})
+_CONTAINERS = frozenset({dict, list, tuple})
+# What the two encoders write differently: small floats, characters that need no escape in UTF-8, NaN.
+_DIFFERENT = re.compile(rb"[0-9]e|0\.0000|null|[^\x00-\x7e]")
+_DIFFERENT_TEXT = re.compile(rb"[^\x00-\x7e]")
+
+
+def _collect_types(value: Any, found: set[type], depth: int) -> bool:
+    """Adds the types inside a container to ``found``; False if orjson could treat one of them in its own way."""
+    if type(value) is dict:
+        if not set(map(type, value)) <= {str}:
+            return False
+        children: Iterable[Any] = value.values()
+    else:
+        children = value
+    types = set(map(type, children))
+    found |= types
+    inner = types - _PLAIN
+    if not inner:
+        return True
+    if depth == 0 or not inner <= _CONTAINERS:
+        return False
+    return all(type(child) in _PLAIN or _collect_types(child, found, depth - 1) for child in children)
+
+
+def _format_json(value: Any) -> bytes:
+    # The bytes must be those of json.dumps(value, indent=2), since clients compare them. orjson writes the same, 50
+    # times faster, for the values that pass these tests; the rest goes the slow way.
+    if type(value) in _CONTAINERS:
+        found: set[type] = set()
+        if _collect_types(value, found, 100):
+            try:
+                text = orjson.dumps(value, option=orjson.OPT_INDENT_2)
+            except TypeError:  # an integer of more than 64 bits, a lone surrogate
+                pass
+            else:
+                if (_DIFFERENT if float in found else _DIFFERENT_TEXT).search(text) is None:
+                    return text
+    return json.dumps(value, indent=2).encode("ascii")
+
+
+def encode_output(item: Any) -> bytes:
+    """The body of a response for one element of what a handler returned.
+
+    Raises:
+        TypeError: the element is of a type that no response can carry.
+        ValueError: it contains itself, or text that is no Unicode.
+        RecursionError: it is nested too deeply.
+    """
+    if isinstance(item, bytes):
+        return item
+    if isinstance(item, str):
+        return item.encode()
+    if isinstance(item, bytearray):
+        return bytes(item)  # the handler may use it again before the reply is on its way
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(item, torch.Tensor):
+        file = io.BytesIO()
+        torch.save(item, file)
+        return file.getvalue()
+    return _format_json(item)
+
+
+def _header_text(value: Any) -> str:
+    text = str(value)
+    return text if text.isascii() else text.encode().decode("latin-1")  # UTF-8 goes out as the bytes it is
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """The error means that memory, or memory of the device, ran out."""
+    if isinstance(error, MemoryError):
+        return True
+    return "CUDA" in _printed(error)
+
+
+def _printed(value: Any) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001  # an exception of a user may do anything when it is printed
+        return f"<{type(value).__name__}>"
+
+
+class _BadOutput(Exception):
+    """What the handler returned is no answer to its batch."""
+
+
+# -- running batches -------------------------------------------------------------------------------------------------
+
+
+class Service:
+    """One loaded model.
+
+    Args:
+        context: passed to each call of the handler.
+        entry_point: the handler: ``(list of dicts, context)`` to a list, or to an awaitable of one.
+        send: takes the pieces of streamed answers, which leave at once; called in whatever thread the handler streams.
+        bodies: shared memory that holds large bodies.
+        decode_input_request: False hands every body over as bytes.
+        max_response_size: bytes; a larger reply becomes an error.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        entry_point: Callable[[Any, Context], Any],
+        send: Callable[[Reply], None],
+        *,
+        bodies: memoryview | None = None,
+        decode_input_request: bool = True,
+        max_response_size: int = 6_553_500,
+    ) -> None:
+        self.context = context
+        self._entry_point = entry_point
+        self._send = send
+        self._bodies = bodies
+        self._decode = decode_input_request
+        self._limit = min(max_response_size, LARGEST_REPLY)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._seconds = 0.0  # how long the handler ran for the current batch
+        self._jobs: Sequence[Job] = ()
+        self._processors: Sequence[RequestProcessor] = ()
+        self._streams: dict[str, tuple[int, RequestProcessor]] | None = None  # by request id, once a batch streams
+        self._ended: set[int] = set()  # jobs of the current batch whose answer ended before the handler did
+        context.cl_socket = self
+        if inspect.iscoroutinefunction(entry_point):
+            self._open_loop()
+
+    def load(self, initialize: Callable[[Context], Any]) -> None:
+        """Lets the handler load its model; whatever it raises goes to the caller."""
+        result = initialize(self.context)
+        if inspect.isawaitable(result):
+            self._complete(result)
+
+    def predict(self, batch: Batch) -> list[Reply]:
+        """The final replies of a batch: one for each job that has none yet.
+
+        Raises:
+            SystemExit: the handler wants the process to end.
+        """
+        try:
+            return self._answer(batch.jobs)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
+            status, message = _describe_failure(error)
+            return [self._failure(job_id, status, message) for job_id, _ in batch.jobs if job_id not in self._ended]
+        finally:
+            self._jobs = self._processors = ()
+            self._streams = {}  # a thread that the handler left behind streams to nobody
+
+    def close(self) -> None:
+        """Frees the event loop of an asynchronous handler."""
+        if self._loop is not None:
+            self._loop.close()
+
+    def send_pieces(
+        self, ret: Sequence[Any] | Mapping[int, Any], req_id_map: Mapping[int, str], message: str, code: int
+    ) -> None:
+        """Sends one piece of the answer to each request of ``req_id_map``.
+
+        Requests are found by id: the indexes of a part of a batch are not those of the batch.
+
+        Raises:
+            TypeError: a piece is of a type that no response can carry.
+            ValueError: a piece or a header cannot be encoded.
+        """
+        streams = self._streams
+        if streams is None:
+            streams = self._streams = {
+                request.id: (job_id, processor)
+                for (job_id, request), processor in zip(self._jobs, self._processors, strict=False)
+            }
+        for index, request_id in req_id_map.items():
+            job_id, processor = streams.get(request_id, (0, None))
+            if processor is None or job_id in self._ended:
+                logger.warning("A piece for request %s was dropped: its answer has ended.", request_id)
+            elif int(code) >= 400:
+                self._ended.add(job_id)
+                self._send(self._failure(job_id, _status_of(code), message))
+            else:
+                if code != 200 and processor.untouched():
+                    processor.report_status(code)
+                processor.add_response_property("ts_stream_next", "true")
+                reply = self._reply(job_id, encode_output(ret[index]), processor)
+                if reply.failed:
+                    self._ended.add(job_id)
+                self._send(reply if reply.failed else reply._replace(more=True))
+
+    def _begin(self, jobs: Sequence[Job]) -> list[RequestProcessor]:
+        self._seconds = 0.0
+        self._streams = None
+        self._ended.clear()
+        self._jobs = jobs
+        self._processors = processors = [RequestProcessor(request) for _, request in jobs]
+        context = self.context
+        context.request_processor = processors
+        context.request_ids = request_ids = {index: job[1].id for index, job in enumerate(jobs)}
+        context.metrics.set_request_ids(request_ids)
+        return processors
+
+    def _answer(self, jobs: Sequence[Job]) -> list[Reply]:
+        processors = self._begin(jobs)
+        data = [{part.name: self._value(part.value, part.content_type) for part in job[1].parts} for job in jobs]
+
+        started = time.perf_counter()
+        try:
+            results = self._entry_point(data, self.context)
+            if not isinstance(results, list) and inspect.isawaitable(results):
+                results = self._complete(results)
+        finally:
+            self._seconds = time.perf_counter() - started
+
+        if not isinstance(results, list):
+            raise _BadOutput("Invalid model predict output")
+        if len(results) != len(jobs):
+            raise _BadOutput("number of batch response mismatched")
+        try:
+            bodies = [encode_output(item) for item in results]
+        except Exception as error:
+            raise _BadOutput("Unsupported model output data type.") from error
+        if self._streams:
+            self._end_streams()
+        replies = [
+            self._reply(job[0], body, processor) for job, body, processor in zip(jobs, bodies, processors, strict=True)
+        ]
+        return [reply for reply in replies if reply.job_id not in self._ended] if self._ended else replies
+
+    def _value(self, value: Buffer | Shared, content_type: str) -> Any:
+        if isinstance(value, Shared):
+            if self._bodies is None or value.offset + value.size > len(self._bodies):
+                raise ValueError(f"A request body lies outside the shared memory of this worker: {value}.")
+            value = self._bodies[value.offset : value.offset + value.size]
+        return decode_value(value, content_type if self._decode else "")
+
+    def _reply(self, job_id: int, body: bytes, processor: RequestProcessor) -> Reply:
+        if len(body) > self._limit:
+            message = (
+                f"The answer has {len(body)} bytes, more than max_response_size allows ({self._limit}). "
+                "Return less or raise max_response_size."
+            )
+            logger.error("%s", message)
+            return self._failure(job_id, 500, message)
+        if processor.untouched():
+            return Reply(job_id, body, handler_seconds=self._seconds)
+        try:
+            status = int(processor.get_response_status_code())
+            if not 200 <= status <= 999:
+                raise ValueError(f"{status} is no status of a response")  # noqa: TRY301  # answered like the others
+            phrase = " ".join(str(processor.get_response_status_phrase() or "").split())[:LONGEST_PHRASE]
+            phrase = phrase.encode("utf-8", "replace").decode()
+            headers = pack_headers(
+                (_header_text(name), _header_text(value)) for name, value in processor.get_response_headers().items()
+            )
+        except Exception:
+            logger.exception("The status or a header that the handler set cannot be sent.")
+            return self._failure(job_id, 503, "The handler set a response status or header that cannot be sent.")
+        return Reply(job_id, body, status, phrase, headers, handler_seconds=self._seconds)
+
+    def _failure(self, job_id: int, status: int, message: str) -> Reply:
+        body = _printed(message).encode("utf-8", "replace")[: self._limit]
+        return Reply(job_id, body, status, failed=True, handler_seconds=self._seconds)
+
+    def _end_streams(self) -> None:
+        for processor in self._processors:
+            if processor.get_response_header("ts_stream_next") is not None:
+                processor.add_response_property("ts_stream_next", "false")
+
+    # -- asynchronous handlers ---------------------------------------------------------------------------------------
+
+    def _open_loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is None:
+            import asyncio  # noqa: PLC0415  # only workers with asynchronous handlers need it
+
+            # Current for this thread, so that what the handler makes in ``initialize`` belongs to the same loop.
+            self._loop = asyncio.new_event_loop()
+            asyncio.set_event_loop(self._loop)
+        return self._loop
+
+    def _complete(self, awaitable: Any) -> Any:
+        async def wait() -> Any:
+            return await awaitable
+
+        return self._open_loop().run_until_complete(wait())
+
+
+def _describe_failure(error: BaseException) -> tuple[int, str]:
+    """Status and message for the client; the log gets the traceback."""
+    if isinstance(error, _BadOutput):
+        logger.error("%s", error, exc_info=error)
+        return 503, str(error)
+    if isinstance(error, MemoryError):
+        logger.error("System out of memory", exc_info=error)
+        return 507, "Out of resources"
+    if isinstance(error, PredictionException):
+        logger.error("Prediction error", exc_info=error)
+        return _status_of(error.error_code), _printed(error.message)
+    if out_of_memory(error):
+        logger.error("CUDA out of memory", exc_info=error)
+        return 507, "Out of resources"
+    logger.error("Invoking custom service failed.", exc_info=error)
+    return 503, "Prediction failed"
+
+
+def _status_of(code: Any) -> int:
+    try:
+        status = int(code)
+    except (TypeError, ValueError):
+        return 500
+    if status == 413:
+        return 507
+    return status if 300 <= status <= 999 else 500
