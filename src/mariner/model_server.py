@@ -114,11 +114,11 @@ class ModelServer:
         Raises:
             ModelNotFound, VersionNotFound, QueueFull, NoWorker, Draining: it cannot be served.
         """
+        if self.draining:
+            raise Draining("The server is stopping.", hint="Send the request to another server.", retry_after=5.0)
         found = self.registry.get(name, version)
         label = version or "default"
         self.metrics.inference_requested(name, label)
-        if self.draining:
-            raise Draining("The server is stopping.", hint="Send the request to another server.", retry_after=5.0)
         now = self._clock.time()
         limit = timeout or found.settings.client_timeout or math.inf
         job = Job(request, deliver, deadline=now + limit, created=now, slot=slot, label=label)

@@ -13,7 +13,7 @@ import shutil
 import signal
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from mariner import logs
@@ -44,16 +44,21 @@ class Server:
     Attributes:
         config: its settings.
         models: its use cases.
-        listeners: its bound addresses.
+        listeners: what is served where.
     """
 
     config: Config
     models: ModelServer
-    listeners: Sequence[HttpListener]
+    listeners: Sequence[tuple[Sequence[Kind], HttpListener]]
     arena: Arena
     access: Access
     temp_dir: Path
-    _collector: asyncio.Task[None] | None = field(default=None)
+    _collector: asyncio.Task[None] | None = None
+    _stopped: bool = False
+
+    def address(self, kind: Kind) -> Address:
+        """Where requests of that kind are answered."""
+        return next(listener.address for kinds, listener in self.listeners if kind in kinds)
 
     @classmethod
     async def start(cls, config: Config) -> Server:
@@ -87,13 +92,11 @@ class Server:
             listeners = []
             for address, kinds, bound in bindings:
                 app = _make_app(config, models, access, kinds)
-                listener = HttpListener(
-                    address, app, name=kinds[0].value.capitalize(), bound=bound, limits=_limits(config), arena=arena
-                )
+                listener = HttpListener(address, app, bound=bound, limits=_limits(config), arena=arena)
                 undo.push_async_callback(listener.close)
-                listeners.append(listener)
+                listeners.append((kinds, listener))
             await models.load_initial_models(config.load_models)
-            for listener in listeners:
+            for _, listener in listeners:
                 await listener.start()
             undo.pop_all()
         server = cls(config, models, listeners, arena, access, temp_dir)
@@ -103,18 +106,21 @@ class Server:
         return server
 
     async def stop(self) -> bool:
-        """Takes no new requests, answers those it has, stops the workers and frees everything.
+        """Takes no new requests, answers those it has, stops the workers and frees everything. May be called twice.
 
         Returns:
             Whether everything was answered in time.
         """
+        if self._stopped:
+            return True
+        self._stopped = True
         if self._collector is not None:
             self._collector.cancel()
-        for listener in self.listeners:
+        for _, listener in self.listeners:
             listener.stop_accepting()
         in_time = await self.models.drain(self.config.drain_timeout)
-        await asyncio.gather(*(listener.drain(LAST_ANSWERS) for listener in self.listeners))
-        for listener in self.listeners:
+        await asyncio.gather(*(listener.drain(LAST_ANSWERS) for _, listener in self.listeners))
+        for _, listener in self.listeners:
             await listener.close()
         if self.access.keys is not None:
             self.access.keys.remove_file()
@@ -229,7 +235,7 @@ async def _serve(config: Config, on_ready: Callable[[Sequence[str]], None], on_m
         server = await Server.start(config)
     except OSError as error:
         raise ConfigurationError(f"The server cannot start: {error}") from error
-    on_ready([f"{listener.name} API bind to: {listener.address}" for listener in server.listeners])
+    on_ready([f"{kinds[0].value.capitalize()} API bind to: {listener.address}" for kinds, listener in server.listeners])
     waiter = asyncio.create_task(_tell_when_ready(server.models, on_models_ready), name="initial models")
     await stop.wait()
     log.info("Stopping: running requests are answered first.")

@@ -1,7 +1,7 @@
-"""Fakes that ship: a clock that only moves when told, and an engine without processes.
+"""What ships for tests: a clock that moves when told, an engine without processes, a server in the event loop.
 
-For our tests and for those of people who build on the server. Both speak the real interfaces (``mariner.worker.Clock``,
-``mariner.engines.Engine``), so nothing has to be patched.
+For our tests and for those of people who build on the server. The fakes speak the real interfaces
+(``mariner.worker.Clock``, ``mariner.engines.Engine``), so nothing has to be patched.
 """
 
 from __future__ import annotations
@@ -9,10 +9,13 @@ from __future__ import annotations
 import asyncio
 import heapq
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
+from mariner.config import Address, Config, Scheme
 from mariner.engines import Buffer, Exit, Receiver, WorkerSpec
+from mariner.serve import Server
 from ts.wire import (
     Batch,
     FrameDecoder,
@@ -27,7 +30,23 @@ from ts.wire import (
     encode_reply,
 )
 
-__all__ = ["FakeClock", "FakeEngine", "FakeProcess"]
+__all__ = ["FakeClock", "FakeEngine", "FakeProcess", "running_server", "settle"]
+
+
+@asynccontextmanager
+async def running_server(**settings: Any) -> AsyncIterator[Server]:
+    """A real server in this event loop, on free ports of the loopback interface; workers are real processes.
+
+    Args:
+        settings: fields of :class:`mariner.config.Config`.
+    """
+    free = Address(Scheme.HTTP, "127.0.0.1", 0)
+    addresses = {"inference_address": free, "management_address": free, "metrics_address": free}
+    server = await Server.start(Config(**{**addresses, "disable_system_metrics": True, **settings}))
+    try:
+        yield server
+    finally:
+        await server.stop()
 
 
 class FakeTimer:

@@ -101,7 +101,8 @@ class _LocalProcess:
 
     def send(self, buffers: Sequence[Buffer]) -> None:
         if self._channel is not None and not self._channel_lost:
-            self._channel.writelines(buffers)
+            # Frames are many small buffers, and large bodies lie in shared memory: one copy is cheaper than a vector.
+            self._channel.write(b"".join(buffers))
 
     def finish(self) -> None:
         if self._channel is not None and not self._channel_lost and self._channel.can_write_eof():
@@ -136,6 +137,11 @@ class _LocalProcess:
             self._report()
         else:  # what it had sent is still in the socket; a grandchild may hold the other end open
             asyncio.get_running_loop().call_later(_EXIT_GRACE, self._channel.abort)
+
+    def release(self) -> None:
+        """The process is gone and its pipes are read to their ends."""
+        if self._child is not None:
+            self._child.close()
 
     def line(self, stream: str, text: str) -> None:
         if stream == "stderr":
@@ -196,3 +202,6 @@ class _Output(asyncio.SubprocessProtocol):
 
     def process_exited(self) -> None:
         self._process.child_exited()
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
+        self._process.release()
