@@ -312,6 +312,7 @@ _BATCH = struct.Struct("<QI")  # batch id, jobs
 _JOB = struct.Struct("<QHHI")  # job id, length of the request id, parts, length of the headers
 _PART = struct.Struct("<IHxxIQ")  # length of the name, of the content type, of the value, offset in shared memory
 _INLINE = (1 << 64) - 1
+_COPIED = 8192  # bytes; a shorter value is cheaper to copy than to view
 
 
 def encode_predict(batches: Iterable[Batch]) -> list[Buffer]:
@@ -340,38 +341,42 @@ def encode_predict(batches: Iterable[Batch]) -> list[Buffer]:
 
 
 def decode_predict(payload: memoryview) -> list[Batch]:
-    """The batches of a frame. Inline values are views into ``payload``.
+    """The batches of a frame; they outlive ``payload``.
 
     Raises:
         WireError: the payload is cut short or overlong.
     """
+    data = bytes(payload)  # slicing bytes is twice as fast as slicing a view, and the receive buffer is free again
+    whole = memoryview(data)
     batches = []
-    position, end = 0, len(payload)
+    position, end = 0, len(data)
     try:
         while position < end:
-            batch_id, count = _BATCH.unpack_from(payload, position)
+            batch_id, count = _BATCH.unpack_from(data, position)
             position += _BATCH.size
             jobs = []
             for _ in range(count):
-                job_id, id_length, part_count, headers_length = _JOB.unpack_from(payload, position)
-                position += _JOB.size
-                request_id = str(payload[position : position + id_length], "utf-8")
-                position += id_length
-                headers = bytes(payload[position : position + headers_length])
-                position += headers_length
+                job_id, id_length, part_count, headers_length = _JOB.unpack_from(data, position)
+                start = position + _JOB.size
+                position = start + id_length
+                request_id = data[start:position].decode()
+                start, position = position, position + headers_length
+                headers = data[start:position]
                 parts = []
                 for _ in range(part_count):
-                    name_length, type_length, size, offset = _PART.unpack_from(payload, position)
-                    position += _PART.size
-                    name = str(payload[position : position + name_length], "utf-8")
-                    position += name_length
-                    content_type = str(payload[position : position + type_length], "utf-8")
-                    position += type_length
-                    if offset == _INLINE:
-                        parts.append(Part(name, content_type, payload[position : position + size]))
-                        position += size
+                    name_length, type_length, size, offset = _PART.unpack_from(data, position)
+                    start = position + _PART.size
+                    position = start + name_length
+                    name = data[start:position].decode()
+                    start, position = position, position + type_length
+                    content_type = data[start:position].decode()
+                    value: Buffer | Shared
+                    if offset != _INLINE:
+                        value = Shared(offset, size)
                     else:
-                        parts.append(Part(name, content_type, Shared(offset, size)))
+                        start, position = position, position + size
+                        value = data[start:position] if size < _COPIED else whole[start:position]
+                    parts.append(Part(name, content_type, value))
                 jobs.append((job_id, Request(request_id, headers, parts)))
             batches.append(Batch(batch_id, jobs))
     except (struct.error, UnicodeDecodeError) as error:
