@@ -12,9 +12,11 @@ import os
 import shutil
 import signal
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mariner import logs
 from mariner.auth import Access, TokenMode, open_access
@@ -35,6 +37,19 @@ __all__ = ["Server", "run"]
 log = logging.getLogger(__name__)
 
 LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
+
+
+class LoopClock:
+    """Time and timers of an event loop, but exact: uvloop's own clock stands still within a millisecond."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.time = time.monotonic
+        self.call_soon = loop.call_soon
+        self._call_later = loop.call_later
+
+    def call_at(self, when: float, callback: Callable[..., Any], *args: Any) -> asyncio.TimerHandle:
+        """Calls ``callback`` at that time of :attr:`time`."""
+        return self._call_later(max(0.0, when - time.monotonic()), callback, *args)
 
 
 @dataclass(slots=True)
@@ -67,7 +82,6 @@ class Server:
         Raises:
             ConfigurationError: it cannot start as it is configured.
         """
-        loop = asyncio.get_running_loop()
         async with contextlib.AsyncExitStack() as undo:
             temp_dir = Path(tempfile.mkdtemp(prefix="mariner-", dir=config.temp_dir))
             undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
@@ -78,7 +92,7 @@ class Server:
             models = ModelServer(
                 config,
                 engine=LocalEngine(_relay_to(metrics), arena.fd),
-                clock=loop,
+                clock=LoopClock(asyncio.get_running_loop()),
                 metrics=metrics,
                 accelerators=accelerators,
                 temp_dir=temp_dir,

@@ -4,7 +4,7 @@ Kept for scripts that build a context by hand and for custom collectors; ``conte
 :class:`ts.metrics.store.MetricsCache`.
 """
 
-# ruff: noqa: PLR0917  # handlers call these with positional arguments
+# handlers call these with positional arguments
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """The object behind ``context.metrics``: metrics by type and name, and the calls that update them."""
 
-# ruff: noqa: PLR0917  # handlers call these with positional arguments
+# handlers call these with positional arguments
 
 from __future__ import annotations
 

@@ -97,11 +97,7 @@ def test_frames_survive_every_way_of_cutting_the_stream(payloads: list[bytes], c
     stream = b"".join(joined(encode_frame(FrameKind.METRICS, [payload])) for payload in payloads)
     places = sorted({min(cut, len(stream)) for cut in cuts} | {0, len(stream)})
     decoder = FrameDecoder()
-    received = [
-        bytes(frame.payload)
-        for start, end in pairwise(places)
-        for frame in decoder.feed(stream[start:end])
-    ]
+    received = [bytes(frame.payload) for start, end in pairwise(places) for frame in decoder.feed(stream[start:end])]
     assert received == payloads
 
 
