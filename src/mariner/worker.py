@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
@@ -39,6 +40,7 @@ WINDOW = 0.002
 """Seconds of estimated work a worker may hold: enough to hide the way there and back, too little to queue behind."""
 
 MAX_AHEAD = 64  # batches in the window; measured: more brought nothing
+MAX_FRAMES = 2  # unanswered at a time: one that runs and one behind it; what arrives meanwhile fills the next
 SMOOTHING = 0.2  # weight of the newest batch in the estimate of how long a batch takes
 LOW_WATER = 0.0002  # seconds of work below which a worker takes a batch that is not full although it is busy
 SPAWN_TIMEOUT = 120.0  # seconds from the creation of the process to its first word; TorchServe's limit
@@ -142,6 +144,7 @@ class Worker:
         self._decoder = FrameDecoder()
         self._batches: dict[int, _Batch] = {}  # in the order in which they were sent
         self._jobs: dict[int, _Batch] = {}  # by job id
+        self._frames: deque[int] = deque()  # the last batch of each frame that is not answered
         self._last_batch = self._last_job = 0
         self.answered = False
         self._head_since = 0.0  # when the batch that runs now began, or last gave a sign of life
@@ -225,12 +228,15 @@ class Worker:
     def feed(self, limit: int = MAX_AHEAD) -> int:
         """Takes up to ``limit`` batches from the queue, as the window allows; returns how many."""
         taken: list[Batch] = []
+        if len(self._frames) >= MAX_FRAMES:
+            return 0
         while len(taken) < limit and self._has_room():
             jobs = self._queue.take(partial=not self._batches or len(self._batches) * self.cost < LOW_WATER)
             if not jobs:
                 break
             taken.append(self._accept(jobs))
         if taken and self._process is not None:
+            self._frames.append(taken[-1].id)
             self._process.send(encode_predict(taken))
         return len(taken)
 
@@ -322,6 +328,8 @@ class Worker:
     def _close(self, batch: _Batch, seconds: float) -> None:
         """All jobs of the batch are answered."""
         del self._batches[batch.id]
+        if self._frames and batch.id >= self._frames[0]:  # batches run in order
+            self._frames.popleft()
         self.cost = seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost)
         self.cost = max(self.cost, 1e-6)  # a handler that returns a constant still takes time
         if self._batches:
