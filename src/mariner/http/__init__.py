@@ -1,0 +1,1 @@
+"""HTTP adapters: they translate between connections and the use cases, nothing else."""

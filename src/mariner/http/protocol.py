@@ -1,0 +1,473 @@
+"""HTTP/1.1 on one connection: framing, limits, time limits, pipelining, back-pressure. Knows no routes.
+
+The parser is llhttp (httptools). No task, no future and no timer belongs to a request: bytes arrive, complete requests
+are handed to the application one at a time, answers are written when the application has them. Time is kept by
+:meth:`Connections.sweep`, which looks at every connection about once per second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+from enum import IntEnum
+from math import inf
+from typing import cast
+
+import httptools
+
+from mariner.bodies import Slot
+from mariner.errors import BadRequest, MarinerError, PayloadTooLarge, RequestTimeout, ServiceUnavailable
+from mariner.http.connections import Connections
+from mariner.http.exchange import Exchange
+
+__all__ = ["HttpProtocol"]
+
+logger = logging.getLogger(__name__)
+
+_MAX_HEADERS = 256  # more than any browser or gateway sends
+_MAX_QUEUED = 16  # pipelined requests that may wait before the connection is read no further
+_MAX_UNSENT = 4 << 20  # bytes of a stream that may wait for a slow reader before the connection is cut
+_DRAIN_SIZE = 1 << 20  # a refused body up to this size is read and dropped to keep the connection
+_LINGER = 5.0  # seconds a refused client has to read the answer while its bytes are dropped
+
+_INVALID = "Invalid HTTP message."
+_TOO_LONG = "The head of the request is over max_header_size."
+
+
+class _Phase(IntEnum):
+    IDLE = 0  # between two requests
+    HEAD = 1
+    BODY = 2
+
+
+_IDLE, _HEAD, _BODY = _Phase  # reading a member off its class costs ten times as much
+
+
+class HttpProtocol(asyncio.BufferedProtocol):
+    """One connection.
+
+    Args:
+        connections: of the listener that accepted it.
+    """
+
+    def __init__(self, connections: Connections) -> None:
+        self._connections = connections
+        self._app = connections.app
+        self._limits = connections.limits
+        self.default_headers = connections.app.default_headers
+        self.answered = connections.app.finished
+        self._transport: asyncio.Transport | None = None
+        self._parser = httptools.HttpRequestParser(self)
+        self._peer = "unix"
+        self._deadline = inf
+
+        # what is being received
+        self._phase = _IDLE
+        self._url = b""
+        self._fields: list[bytes] = []
+        self._receiving: Exchange | None = None
+        self._body: bytes | bytearray = b""
+        self._target: memoryview | None = None  # the rest of a large body goes here, past the parser
+        self._upgrade = False  # the parser stops behind this head
+        self._replaying = False  # a head is fed a second time, to reach the body behind it
+        self._size = 0  # body bytes so far
+        self._size_before = 0  # _size when _overhead was last set to 0
+        self._overhead = 0  # bytes received without a complete head or a byte of the body
+        self._read = 0  # length of the current read
+        self._deaf = False  # what the client still sends is dropped
+
+        # what is being answered
+        self._queue: deque[Exchange] = deque()
+        self._active: Exchange | None = None
+        self._pumping = False
+        self._paused = False  # reading, because too much is queued
+        self._blocked = False  # writing, because the client reads too slowly
+        self._last = False  # close after the running exchange
+        self._lingering = False
+        self._ended = False  # nothing more is written
+        self._written = 0  # bytes
+        self._sent = -1  # bytes that had left when last looked at; -1 if none were waiting
+        self._unsent_deadline = inf
+
+    # -- transport ---------------------------------------------------------------------------------------------------
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+        peername = transport.get_extra_info("peername")
+        if isinstance(peername, tuple):
+            self._peer = str(peername[0])
+        connections = self._connections
+        connections.add(self)
+        self._deadline = connections.now + self._limits.header_timeout
+        if len(connections) > self._limits.max_connections:
+            self._fail(ServiceUnavailable("Too many connections are open.", retry_after=1.0))
+            self._close()
+        elif connections.closing:
+            self.abort()
+
+    def connection_lost(self, _error: Exception | None) -> None:
+        self._connections.discard(self)
+        self._transport = None
+        self._parser = None
+        self._deaf = self._ended = True
+        self._cancel()
+
+    def eof_received(self) -> bool:
+        # A client that has closed and one that has only finished sending look the same here. The first is the common
+        # one by far, and its work must not go on.
+        self._deaf = self._ended = True
+        self._cancel()
+        return False
+
+    def get_buffer(self, _sizehint: int) -> memoryview:
+        target = self._target
+        return self._connections.buffer if target is None else target
+
+    def buffer_updated(self, nbytes: int) -> None:
+        if self._deaf:
+            return
+        if self._target is not None:
+            self._receive_past_parser(nbytes)
+        else:
+            self._read = nbytes
+            self._feed(self._connections.buffer[:nbytes])
+            if self._phase is not _IDLE:
+                self._check_progress(nbytes)
+        if self._queue:
+            self._pump()
+
+    def pause_writing(self) -> None:
+        self._blocked = True
+
+    def resume_writing(self) -> None:
+        self._blocked = False
+        self._pump()
+
+    # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def _feed(self, data: memoryview) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._decline_upgrade(data[upgrade.args[0] :])
+        except httptools.HttpParserError as error:
+            if not self._deaf:  # else: bytes after the last request
+                cause = error.__context__
+                if isinstance(cause, Exception) and not isinstance(cause, MarinerError):
+                    logger.error("A request could not be received", exc_info=cause)  # noqa: TRY400 - the parser's is empty
+                self._fail(cause if isinstance(cause, MarinerError) else BadRequest(_INVALID))
+
+    def on_message_begin(self) -> None:
+        if self._replaying:
+            return
+        if self._deaf:
+            raise BadRequest(_INVALID)
+        self._phase = _HEAD
+        self._overhead = -1  # this read may have brought earlier requests too: counted from the next one on
+        self._deadline = self._connections.now + self._limits.header_timeout
+
+    def on_url(self, url: bytes) -> None:
+        self._url += url
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._fields += (name, value)  # a trailer lands here too and is dropped with the end of its body
+
+    def on_headers_complete(self) -> None:
+        raw, self._fields = self._fields, []
+        url, self._url = self._url, b""
+        if self._replaying:
+            return
+        limits, parser = self._limits, self._parser
+        if len(raw) > 2 * _MAX_HEADERS:
+            raise BadRequest(_INVALID, hint=f"A request may have {_MAX_HEADERS} headers.")
+        fields = dict(zip(map(bytes.lower, raw[::2]), raw[1::2], strict=True))
+        self._phase = _BODY
+        self._size = self._size_before = 0
+        exchange = Exchange(self, parser.get_method().decode(), url, raw, fields, self._peer)
+        self._receiving = exchange
+        if 2 * len(fields) != len(raw) or self._overhead >= 0 or self._read > limits.max_header_size:
+            self._check_head(exchange)
+            fields = exchange.fields
+        self._overhead = 0
+        if self._last or self._connections.closing:
+            exchange.keep_alive = False
+        if b"connection" in fields or not parser.should_keep_alive():
+            self._read_version(exchange)
+        if parser.should_upgrade():
+            if exchange.method == "CONNECT":
+                raise BadRequest(_INVALID, hint="This server is no proxy.")
+            self._upgrade = True
+        if b"content-length" in fields or b"transfer-encoding" in fields or b"expect" in fields:
+            self._expect_body(exchange, fields)
+
+    def _check_head(self, exchange: Exchange) -> None:
+        raw = exchange.raw_headers
+        names = [name.lower() for name in raw[::2]]
+        exchange.fields = dict(zip(reversed(names), raw[::-2], strict=True))  # of equal names the first wins
+        if sum(map(len, raw)) + 2 * len(raw) + len(exchange.target) > self._limits.max_header_size:
+            raise BadRequest(_INVALID, hint=_TOO_LONG)
+        for name in (b"host", b"transfer-encoding"):
+            if names.count(name) > 1:  # this server and a proxy before it might believe different ones
+                raise BadRequest(_INVALID, hint=f"Send one {name.decode()} header.")
+
+    def _read_version(self, exchange: Exchange) -> None:
+        version = self._parser.get_http_version()
+        if version not in {"1.0", "1.1"}:
+            raise BadRequest(_INVALID, hint=f"This server speaks HTTP/1.1, not HTTP/{version}.")
+        exchange.http10 = version == "1.0"
+        if not self._parser.should_keep_alive():
+            exchange.keep_alive = False
+
+    def _expect_body(self, exchange: Exchange, fields: dict[bytes, bytes]) -> None:
+        limits = self._limits
+        self._deadline = self._connections.now + limits.body_timeout
+        encoding = fields.get(b"transfer-encoding")
+        if encoding is not None and (encoding.lower() != b"chunked" or exchange.http10):
+            raise BadRequest(_INVALID, hint="The only transfer encoding understood is chunked.")
+        length = int(fields.get(b"content-length", b"0"))
+        expect = b"" if exchange.http10 else fields.get(b"expect", b"").lower()
+        if expect not in {b"", b"100-continue"}:
+            refusal = BadRequest("The only expectation understood is 100-continue.")
+            refusal.status = 417
+            raise refusal
+        if length > limits.max_request_size:
+            if expect or length > _DRAIN_SIZE:
+                raise self._too_large()
+            exchange.error = self._too_large()  # the body is short enough to be read and dropped
+            return
+        if length and length >= limits.shared_body_threshold:
+            self._allocate(exchange, length, fields.get(b"content-type", b""))
+        # Nothing must be written in front of the answers that are due before; such a client may send its body as well.
+        if expect and self._active is None and not self._queue:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def _allocate(self, exchange: Exchange, length: int, content_type: bytes) -> None:
+        arena = self._connections.arena
+        # Forms are taken apart in this process, so they gain nothing from lying in shared memory.
+        form = content_type.lower().startswith((b"multipart/", b"application/x-www-form-urlencoded"))
+        slot = None if arena is None or form else arena.allocate(length)
+        if slot is None:
+            self._body = bytearray(length)
+            self._target = memoryview(self._body)
+        else:
+            exchange.body = slot
+            self._target = slot.view[:]
+
+    def on_body(self, data: bytes) -> None:
+        self._size += len(data)
+        exchange = self._receiving
+        if exchange is None or exchange.error is not None:
+            return
+        if self._target is not None:
+            self._target[: len(data)] = data
+            self._target = self._target[len(data) :]
+        elif self._size > self._limits.max_request_size:
+            raise self._too_large()
+        elif not self._body:
+            self._body = data
+        else:
+            if isinstance(self._body, bytes):
+                self._body = bytearray(self._body)
+            self._body += data
+
+    def on_message_complete(self) -> None:
+        exchange = self._receiving
+        if exchange is not None and not self._upgrade:
+            self._complete(exchange)
+
+    def _complete(self, exchange: Exchange) -> None:
+        if not isinstance(exchange.body, Slot):
+            exchange.body = self._body
+        self._body = b""
+        self._target = None
+        self._receiving = None
+        if self._fields:
+            self._fields = []
+        self._phase = _IDLE
+        self._deadline = inf
+        self._queue.append(exchange)
+        if not exchange.keep_alive:
+            self._deaf = True
+
+    def _receive_past_parser(self, nbytes: int) -> None:
+        exchange = self._receiving
+        assert exchange is not None
+        assert self._target is not None
+        self._target = self._target[nbytes:]
+        self._deadline = self._connections.now + self._limits.body_timeout
+        if not self._target:
+            self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
+            self._complete(exchange)
+
+    def _decline_upgrade(self, rest: memoryview) -> None:
+        """Stays with HTTP/1.1, as the client must expect: the body, if there is one, follows the head."""
+        exchange = self._receiving
+        assert exchange is not None
+        framing = b""
+        if b"transfer-encoding" in exchange.fields:
+            framing = b"transfer-encoding: chunked\r\n"
+        elif b"content-length" in exchange.fields:
+            framing = b"content-length: %b\r\n" % exchange.fields[b"content-length"]
+        self._upgrade = False
+        self._replaying = True
+        self._parser = httptools.HttpRequestParser(self)
+        self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
+        self._replaying = False
+        if rest:
+            self._feed(rest)
+
+    def _check_progress(self, nbytes: int) -> None:
+        """Bounds what a request may send without getting on: an endless header, trailer or chunk extension."""
+        if self._phase is _BODY and self._size != self._size_before:
+            self._size_before = self._size
+            self._overhead = 0
+            self._deadline = self._connections.now + self._limits.body_timeout
+        elif self._overhead < 0:
+            self._overhead = 0
+        else:
+            self._overhead += nbytes
+            if self._overhead > self._limits.max_header_size:
+                self._fail(BadRequest(_INVALID, hint=_TOO_LONG))
+
+    def _too_large(self) -> PayloadTooLarge:
+        return PayloadTooLarge(
+            f"The request body is over the limit of {self._limits.max_request_size} bytes.",
+            hint="Raise max_request_size in the configuration of the server.",
+        )
+
+    def _fail(self, error: MarinerError) -> None:
+        """Answers with an error when its turn comes, and closes: where the next request would start is unknown."""
+        exchange = self._receiving or Exchange(self, "GET", b"", [], {}, self._peer)
+        exchange.release()
+        exchange.error = error
+        exchange.keep_alive = False
+        self._complete(exchange)
+        self._pump()
+
+    # -- answering ---------------------------------------------------------------------------------------------------
+
+    def _pump(self) -> None:
+        """Hands over the next request, and the next if that one is answered at once."""
+        if self._pumping:
+            return
+        self._pumping = True
+        app, queue = self._app, self._queue
+        while queue and self._active is None and not self._blocked:
+            exchange = self._active = queue.popleft()
+            if exchange.error is None:
+                app.handle(exchange)
+            else:
+                app.refuse(exchange, exchange.error)
+        self._pumping = False
+        if queue or self._paused:
+            self._pause_or_resume()
+
+    def _pause_or_resume(self) -> None:
+        transport = self._transport
+        if transport is None or transport.is_closing():
+            return
+        queued = sum(e.body.size if isinstance(e.body, Slot) else len(e.body) for e in self._queue)
+        full = len(self._queue) > _MAX_QUEUED or queued > self._limits.shared_body_threshold
+        if full and not self._paused:
+            self._paused = True
+            transport.pause_reading()
+        elif self._paused and not full:
+            self._paused = False
+            transport.resume_reading()
+
+    def write(self, data: bytes) -> None:
+        transport = self._transport
+        if transport is None or self._ended:
+            return
+        if self._blocked and transport.get_write_buffer_size() > _MAX_UNSENT:
+            logger.warning("The client at %s reads its answer too slowly: connection closed", self._peer)
+            self.abort()
+            return
+        self._written += len(data)
+        transport.write(data)
+
+    def finished(self, exchange: Exchange) -> None:
+        self._active = None
+        if self._last or not exchange.keep_alive:
+            self._close(linger=exchange.error is not None)
+        else:
+            if self._phase is _IDLE:
+                self._deadline = self._connections.now + self._limits.keep_alive_timeout
+            if self._queue:
+                self._pump()
+
+    # -- ending ------------------------------------------------------------------------------------------------------
+
+    def _close(self, *, linger: bool = False) -> None:
+        """Closes once everything is sent.
+
+        Args:
+            linger: the client may still be sending. Closing now would reset the connection, and the client might
+                never see the answer: drop what it sends until it closes, too.
+        """
+        self._cancel()
+        self._deaf = self._ended = True
+        transport = self._transport
+        if transport is None:
+            return
+        if linger and transport.can_write_eof():
+            transport.write_eof()
+            self._lingering = True
+            self._deadline = self._connections.now + _LINGER
+            self._pause_or_resume()
+        else:
+            transport.close()
+
+    def _cancel(self) -> None:
+        """Nobody is there to be answered."""
+        self._target = None
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            receiving.release()
+        queued = list(self._queue)
+        self._queue.clear()
+        for exchange in queued:
+            exchange.release()
+        active, self._active = self._active, None
+        if active is not None:
+            active.cancel()
+
+    def abort(self) -> None:
+        self._deaf = self._ended = True
+        if self._transport is not None:
+            self._transport.abort()
+
+    def close_when_idle(self) -> None:
+        """Ends after the request that is running or arriving."""
+        self._last = True
+        last = self._active or (self._queue[0] if self._queue else self._receiving)
+        if last is not None:
+            last.keep_alive = False
+        elif self._phase is _IDLE and not self._lingering:
+            self._close()
+
+    def check_deadlines(self, now: float) -> None:
+        transport = self._transport
+        if transport is None:
+            return
+        unsent = transport.get_write_buffer_size()
+        if not unsent:
+            self._sent = -1
+        elif self._written - unsent > self._sent:
+            self._sent = self._written - unsent
+            self._unsent_deadline = now + self._limits.body_timeout
+        elif now >= self._unsent_deadline:
+            logger.warning("The client at %s stopped reading its answer: connection closed", self._peer)
+            self.abort()
+            return
+        if now < self._deadline:
+            return
+        if self._lingering:
+            self.abort()
+        elif self._phase is not _IDLE:
+            self._fail(RequestTimeout("The request did not arrive in time."))
+        elif unsent:
+            self._deadline = now + self._limits.keep_alive_timeout  # the client is not idle: it is still reading
+        else:
+            self._close()
