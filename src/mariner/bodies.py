@@ -9,6 +9,7 @@ from __future__ import annotations
 import bisect
 import mmap
 import os
+from contextlib import suppress
 
 __all__ = ["Arena", "Slot"]
 
@@ -89,9 +90,10 @@ class Arena:
         return self.size - sum(length for _, length in self._free)
 
     def close(self) -> None:
-        """Unmaps the arena; every slot must have been released."""
-        self.view.release()
-        self._map.close()
+        """Unmaps the arena. Where something still looks at a body, that memory is left to the end of the process."""
+        with suppress(BufferError):
+            self.view.release()
+            self._map.close()
         os.close(self.fd)
 
 
