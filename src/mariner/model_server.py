@@ -20,7 +20,7 @@ from mariner.batching import make_queue
 from mariner.bodies import Slot
 from mariner.config import Config
 from mariner.description import describe_version
-from mariner.devices import Accelerators, DeviceAssigner, threads_per_worker
+from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, threads_per_worker
 from mariner.engines import Engine
 from mariner.errors import BadRequest, Draining, InternalError, InvalidArchive, MarinerError, WorkerStartFailed
 from mariner.jobs import Job, Outcome, Reply, Request, Sample, pack_headers
@@ -250,7 +250,7 @@ class ModelServer:
             preset=preset,
             automatic_workers=max(1, self._accelerators.count) if at_startup else None,
         )
-        threads = threads_per_worker(max(settings.min_workers, 1))
+        workers = max(settings.min_workers, 1)
         recipe = make_recipe(
             name,
             manifest.model_version,
@@ -258,9 +258,10 @@ class ModelServer:
             archive=archive,
             settings=settings,
             config=self.config,
-            environment=worker_environment(os.environ, self.config, threads),
+            environment=worker_environment(os.environ, self.config, threads_per_worker(workers)),
             next_id=self._next_worker,
             device=lambda _: self._device_for(f"{name}/{manifest.model_version}", archive),
+            spare_processors=cpu_quota() > workers,
         )
         queue = make_queue(
             settings.batching_policy,

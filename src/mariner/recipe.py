@@ -51,6 +51,7 @@ def make_recipe(
     environment: Mapping[str, str],
     next_id: Callable[[], int],
     device: Callable[[int], int | None],
+    spare_processors: bool,
 ) -> Recipe:
     """The recipe of a version.
 
@@ -64,6 +65,7 @@ def make_recipe(
         environment: of its processes.
         next_id: hands out worker ids.
         device: the GPU of a worker id, None for CPU.
+        spare_processors: there are more processors than workers, so that one may be kept awake.
     """
 
     def load(id_: int) -> Load:
@@ -79,6 +81,7 @@ def make_recipe(
             decode_input_request=config.decode_input_request,
             max_response_size=config.max_response_size,
             metrics_config=str(config.metrics_config or ""),
+            poll_seconds=config.worker_poll_time if spare_processors else 0.0,
         )
 
     return Recipe(

@@ -338,6 +338,10 @@ class Config:
     worker_idle_timeout: float = setting(
         60.0, ours=True, inert=True, unit="s", minimum=0, doc="Idle time after which a worker above the minimum stops."
     )
+    worker_poll_time: float = setting(
+        0.00025, ours=True, unit="s", minimum=0,
+        doc="How long a busy worker looks for its next request before it sleeps, where processors are to spare.",
+    )  # fmt: skip
     warm_start: bool = setting(
         True, ours=True, inert=True, doc="Forks workers from a process that has imported PyTorch already."
     )

@@ -172,6 +172,7 @@ class Load:
         decode_input_request: False hands every body over as bytes.
         max_response_size: bytes; a larger reply is answered as an error instead.
         metrics_config: path of the metrics YAML, "" for the defaults.
+        poll_seconds: how long the worker looks for its next frame before it sleeps; 0 sleeps at once.
     """
 
     model_name: str
@@ -185,6 +186,7 @@ class Load:
     decode_input_request: bool = True
     max_response_size: int = 6_553_500
     metrics_config: str = ""
+    poll_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
