@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from mariner.bodies import Arena
 from mariner.errors import MarinerError
@@ -52,6 +52,31 @@ class Limits:
     keep_alive_timeout: float = 300.0
 
 
+class Head(NamedTuple):
+    """A request line and headers that the parser has accepted, shared by all requests that begin with these bytes."""
+
+    method: str
+    target: bytes
+    raw_headers: list[bytes]
+    fields: dict[bytes, bytes]
+    length: int  # of the body
+
+
+class Heads:
+    """Heads by their bytes. Clients repeat themselves: what was parsed once need not be parsed again."""
+
+    _MOST = 512  # a client that varies its heads fills this once and then costs nothing more
+
+    def __init__(self) -> None:
+        self._known: dict[bytes, Head] = {}
+        self.get = self._known.get
+
+    def remember(self, text: bytes, head: Head) -> None:
+        """Keeps a head; ``text`` is everything up to and including the empty line."""
+        if len(self._known) < self._MOST:
+            self._known[text] = head
+
+
 class Connection(Protocol):
     """What all connections of a listener are asked for."""
 
@@ -78,6 +103,7 @@ class Connections:
         self.arena = arena
         # One buffer for all: between get_buffer() and buffer_updated() nothing else runs, and the parser copies.
         self.buffer = memoryview(bytearray(_READ_SIZE))
+        self.heads = Heads()
         self.now = clock()
         self.closing = False
         self.empty = asyncio.Event()

@@ -18,7 +18,7 @@ import httptools
 
 from mariner.bodies import Slot
 from mariner.errors import BadRequest, MarinerError, PayloadTooLarge, RequestTimeout, ServiceUnavailable
-from mariner.http.connections import Connections
+from mariner.http.connections import Connections, Head
 from mariner.http.exchange import Exchange
 
 __all__ = ["HttpProtocol"]
@@ -26,6 +26,8 @@ __all__ = ["HttpProtocol"]
 logger = logging.getLogger(__name__)
 
 _MAX_HEADERS = 256  # more than any browser or gateway sends
+_MAX_KNOWN = 16_384  # bytes; longer reads are parsed, which costs little beside handling what they bring
+_UNCOMMON = frozenset({b"expect", b"transfer-encoding", b"upgrade"})  # change what follows the head
 _MAX_QUEUED = 16  # pipelined requests that may wait before the connection is read no further
 _MAX_UNSENT = 4 << 20  # bytes of a stream that may wait for a slow reader before the connection is cut
 _DRAIN_SIZE = 1 << 20  # a refused body up to this size is read and dropped to keep the connection
@@ -129,11 +131,17 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         if self._target is not None:
             self._receive_past_parser(nbytes)
+        elif self._phase is not _IDLE or nbytes > _MAX_KNOWN:
+            self._parse(self._connections.buffer[:nbytes])
         else:
-            self._read = nbytes
-            self._feed(self._connections.buffer[:nbytes])
-            if self._phase is not _IDLE:
-                self._check_progress(nbytes)
+            data = bytes(self._connections.buffer[:nbytes])
+            head = data[: data.find(b"\r\n\r\n") + 4]
+            known = self._connections.heads.get(head)
+            if known is not None and len(head) + known.length == nbytes:
+                self._receive_known(known, data[len(head) :])
+            else:
+                self._parse(memoryview(data))
+                self._remember(head, nbytes)
         if self._queue:
             self._pump()
 
@@ -145,6 +153,39 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._pump()
 
     # -- receiving ---------------------------------------------------------------------------------------------------
+
+    def _receive_known(self, head: Head, body: bytes) -> None:
+        """A read that is exactly one request, with a head the parser has seen: it is not asked again."""
+        exchange = Exchange(self, head.method, head.target, head.raw_headers, head.fields, self._peer)
+        exchange.body = body
+        self._deadline = inf
+        self._queue.append(exchange)
+        if self._last or self._connections.closing:
+            exchange.keep_alive = False
+            self._deaf = True
+
+    def _remember(self, head: bytes, nbytes: int) -> None:
+        """Keeps the head of a read that the parser found to be exactly one ordinary request."""
+        if self._phase is not _IDLE or self._deaf or len(self._queue) != 1:
+            return
+        exchange = self._queue[0]
+        if (
+            exchange.error is None
+            and exchange.keep_alive
+            and not exchange.http10
+            and isinstance(exchange.body, bytes)
+            and len(head) + len(exchange.body) == nbytes
+            and exchange.fields.keys().isdisjoint(_UNCOMMON)
+        ):
+            length = len(exchange.body)
+            known = Head(exchange.method, exchange.target, exchange.raw_headers, exchange.fields, length)
+            self._connections.heads.remember(head, known)
+
+    def _parse(self, data: memoryview) -> None:
+        self._read = len(data)
+        self._feed(data)
+        if self._phase is not _IDLE:
+            self._check_progress(self._read)
 
     def _feed(self, data: memoryview) -> None:
         try:
