@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections import deque
+from contextlib import suppress
 from enum import IntEnum
 from math import inf
 from typing import cast
@@ -60,6 +62,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.default_headers = connections.app.default_headers
         self.answered = connections.app.finished
         self._transport: asyncio.Transport | None = None
+        self._fd = -1
         self._parser = httptools.HttpRequestParser(self)
         self._peer = "unix"
         self._deadline = inf
@@ -101,6 +104,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._peer = str(peername[0])
         connections = self._connections
         connections.add(self)
+        socket = transport.get_extra_info("socket")
+        if socket is not None:
+            self._fd = socket.fileno()
         self._deadline = connections.now + self._limits.header_timeout
         if len(connections) > self._limits.max_connections:
             self._fail(ServiceUnavailable("Too many connections are open.", retry_after=1.0))
@@ -426,7 +432,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self.abort()
             return
         self._written += len(data)
-        transport.write(data)
+        # With nothing waiting, the transport would do the same a moment later, at three times the cost.
+        if self._fd >= 0 and not transport.get_write_buffer_size():
+            with suppress(OSError):  # not now, or not any more: the transport finds out which
+                data = data[os.write(self._fd, data) :]
+        if data:
+            transport.write(data)
 
     def finished(self, exchange: Exchange) -> None:
         self._active = None
