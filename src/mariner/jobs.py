@@ -56,7 +56,6 @@ class Job:
         "alone",
         "created",
         "deadline",
-        "id",
         "label",
         "request",
         "slot",
@@ -76,7 +75,6 @@ class Job:
         label: str = "default",
         alone: bool = False,
     ) -> None:
-        self.id = 0  # given by the worker that takes the job
         self.request = request
         self.deadline = deadline
         self.created = created
@@ -93,9 +91,8 @@ class Job:
         """Somebody still waits for the answer."""
         return self._deliver is not None
 
-    def begin(self, id_: int, now: float) -> None:
-        """A worker took the job and calls it ``id_``."""
-        self.id = id_
+    def begin(self, now: float) -> None:
+        """A worker took the job."""
         self.taken = now
         self.state = JobState.RUNNING
 

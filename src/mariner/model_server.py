@@ -35,6 +35,7 @@ __all__ = ["ModelServer", "Registered"]
 
 log = logging.getLogger(__name__)
 
+MAX_WORKERS = 1024  # of one version; a typing error must not start a process for each of its digits
 DESCRIBE_TIMEOUT = 30.0  # seconds that a handler may take to describe itself before the description does without
 
 
@@ -251,6 +252,10 @@ class ModelServer:
             automatic_workers=max(1, self._accelerators.count) if at_startup else None,
         )
         workers = max(settings.min_workers, 1)
+        if settings.min_workers > MAX_WORKERS:
+            raise BadRequest(
+                f"Model {name} asks for {settings.min_workers} workers; at most {MAX_WORKERS} are started."
+            )
         recipe = make_recipe(
             name,
             manifest.model_version,
@@ -328,6 +333,8 @@ class ModelServer:
             raise BadRequest("min_worker cannot be negative.")
         if max_workers < min_workers:
             raise BadRequest("max_worker cannot be less than min_worker.")
+        if min_workers > MAX_WORKERS:
+            raise BadRequest(f"min_worker cannot be more than {MAX_WORKERS}.")
         pool = self.registry.get(name, version).pool
         pool.scale(min_workers, max_workers)
         if not synchronous:

@@ -85,12 +85,15 @@ class Death(Exception):
 class _Batch:
     """Jobs that were sent together and have not all been answered."""
 
-    __slots__ = ("id", "jobs", "size")
+    __slots__ = ("id", "size", "unanswered")
 
-    def __init__(self, id_: int, jobs: list[Job]) -> None:
+    def __init__(self, id_: int, size: int) -> None:
         self.id = id_
-        self.jobs = {job.id: job for job in jobs}
-        self.size = len(jobs)
+        self.size = size
+        self.unanswered = size
+
+
+_NOBODY: tuple[Job | None, Any] = (None, None)
 
 
 class Worker:
@@ -143,7 +146,7 @@ class Worker:
         """Prepares for a new process."""
         self._decoder = FrameDecoder()
         self._batches: dict[int, _Batch] = {}  # in the order in which they were sent
-        self._jobs: dict[int, _Batch] = {}  # by job id
+        self._jobs: dict[int, tuple[Job, _Batch]] = {}  # by job id, in the order in which they were sent
         self._frames: deque[int] = deque()  # the last batch of each frame that is not answered
         self._last_batch = self._last_job = 0
         self.answered = False
@@ -249,14 +252,15 @@ class Worker:
     def _accept(self, jobs: list[Job]) -> Batch:
         now = self._clock.time()
         self._last_batch += 1
+        batch = _Batch(self._last_batch, len(jobs))
+        table, id_ = self._jobs, self._last_job
         entries = []
         for job in jobs:
-            self._last_job += 1
-            job.begin(self._last_job, now)
-            entries.append((job.id, job.request))
-        batch = _Batch(self._last_batch, jobs)
-        for id_ in batch.jobs:
-            self._jobs[id_] = batch
+            id_ += 1
+            job.begin(now)
+            table[id_] = job, batch
+            entries.append((id_, job.request))
+        self._last_job = id_
         if self._batches:
             self._queue.ahead += batch.size
         else:
@@ -309,29 +313,33 @@ class Worker:
             self._loaded.set_exception(Death(loaded.message, loaded=False, out_of_memory=loaded.out_of_memory))
 
     def _deliver(self, reply: Reply) -> None:
-        batch = self._jobs.get(reply.job_id)
-        if batch is None:
+        if reply.more:
+            self._deliver_piece(reply)
+            return
+        job, batch = self._jobs.pop(reply.job_id, _NOBODY)
+        if job is None:
             log.error("%s answered job %d, which it does not have.", self.spec.name, reply.job_id)
             return
-        if reply.more:
-            self._head_since = self._clock.time()
-            batch.jobs[reply.job_id].piece(reply)
-            return
-        del self._jobs[reply.job_id]
-        job = batch.jobs.pop(reply.job_id)
         self.answered = self.answered or not reply.failed
-        if not batch.jobs:
+        batch.unanswered -= 1
+        if not batch.unanswered:
             self._close(batch, reply.handler_seconds)
         self._owner.finished(job, reply, batch.size)
         job.end(reply)
+
+    def _deliver_piece(self, reply: Reply) -> None:
+        job, _ = self._jobs.get(reply.job_id, _NOBODY)
+        if job is not None:
+            self._head_since = self._clock.time()
+            job.piece(reply)
 
     def _close(self, batch: _Batch, seconds: float) -> None:
         """All jobs of the batch are answered."""
         del self._batches[batch.id]
         if self._frames and batch.id >= self._frames[0]:  # batches run in order
             self._frames.popleft()
-        self.cost = seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost)
-        self.cost = max(self.cost, 1e-6)  # a handler that returns a constant still takes time
+        # A handler that returns a constant still takes time; the first batch is all that is known.
+        self.cost = max(seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost), 1e-6)
         if self._batches:
             self._queue.ahead -= next(iter(self._batches.values())).size
             self._head_since = self._clock.time()
@@ -342,17 +350,14 @@ class Worker:
         self._cancel_timer()
         error = WorkerDied("Worker died.", hint=f"{self.spec.name}: {self._cause(exit_)}.")
         untouched: list[Job] = []
-        for position, batch in enumerate(self._batches.values()):
-            if position:
-                self._queue.ahead -= batch.size
-            for job in batch.jobs.values():
-                if batch.id == exit_.running_batch or job.streaming:
-                    job.end(error)
-                elif job.wanted:
-                    untouched.append(job)
-                else:
-                    job.end(error)  # nobody hears it; its body is freed
+        lost = list(self._jobs.values())
+        self._queue.ahead -= sum(batch.size for batch in list(self._batches.values())[1:])
         self._batches, self._jobs = {}, {}
+        for job, batch in lost:
+            if batch.id != exit_.running_batch and job.wanted and not job.streaming:
+                untouched.append(job)
+            else:
+                job.end(error)  # if nobody waits for it, this frees its body
         self._queue.put_back(untouched)
         if untouched:
             log.info("%s: %d requests it had not begun wait again.", self.spec.name, len(untouched))

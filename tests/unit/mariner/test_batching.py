@@ -148,7 +148,7 @@ def test_jobs_put_back_come_first_in_their_old_order_even_into_a_full_queue(told
     queue.put(told.job("d"))
     jobs = [told.job("a", timeout=7), told.job("b")]
     for job in jobs:
-        job.begin(1, told.now)
+        job.begin(told.now)
     queue.put_back(jobs)
     assert all(job.state is JobState.WAITING for job in jobs)
     assert queue.wake_at() == pytest.approx(107.0)

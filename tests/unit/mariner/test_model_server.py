@@ -172,7 +172,10 @@ async def test_scaling_changes_the_number_of_workers(scene: Scene) -> None:
     assert [worker["id"] for worker in description["workers"]] == ["9000"]
 
 
-@pytest.mark.parametrize(("least", "most", "text"), [(-1, 1, "negative"), (2, 1, "cannot be less than min_worker")])
+@pytest.mark.parametrize(
+    ("least", "most", "text"),
+    [(-1, 1, "negative"), (2, 1, "cannot be less than min_worker"), (10**9, 10**9, "more than 1024")],
+)
 async def test_impossible_numbers_of_workers_are_refused(scene: Scene, least: int, most: int, text: str) -> None:
     await scene.server.register("echo")
     with pytest.raises(BadRequest, match=text):
@@ -193,6 +196,12 @@ async def test_the_description_has_every_key_of_the_contract_in_order(scene: Sce
     assert worker["status"] == "READY"
     assert worker["startTime"].endswith("Z")
     assert description["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
+
+
+async def test_a_registration_cannot_ask_for_a_million_workers(scene: Scene) -> None:
+    with pytest.raises(BadRequest, match="asks for 1000000 workers"):
+        await scene.server.register("echo", RegisterOptions(initial_workers=10**6))
+    assert scene.server.list_models() == []
 
 
 async def test_all_versions_are_described_on_request(scene: Scene) -> None:
