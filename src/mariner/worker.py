@@ -247,7 +247,7 @@ class Worker:
         if self.state is not State.READY or self._process is None:
             return False
         count = len(self._batches)
-        return not count or (self.cost > 0.0 and count < MAX_AHEAD and (count + 1) * self.cost <= WINDOW)
+        return not count or (self.cost > 0.0 and count < MAX_AHEAD and count * self.cost < WINDOW)
 
     def _accept(self, jobs: list[Job]) -> Batch:
         now = self._clock.time()
