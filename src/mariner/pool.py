@@ -224,7 +224,7 @@ class WorkerPool:
                 recovery.answered()
             delay = recovery.died() if reason.loaded else recovery.load_failed(self._clock.time())
             worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
-            self._settle(worker, self._start_failed(reason))
+            self._settle(worker, self._start_failed(worker, reason))
             self._note_readiness()
             if delay is None:
                 log.error("%s ended: %s. It failed too often and is not started again.", worker.spec.name, reason)
@@ -264,11 +264,12 @@ class WorkerPool:
             else:
                 future.set_exception(error)
 
-    def _start_failed(self, death: Death) -> WorkerStartFailed:
+    def _start_failed(self, worker: Worker, death: Death) -> WorkerStartFailed:
+        cause = death.message.replace(worker.load.model_dir, ".")  # clients learn no paths of this machine
         return WorkerStartFailed(
             f"Failed to start workers for model {self.recipe.model} version: {self.recipe.version}",
             out_of_memory=death.out_of_memory,
-            hint=death.message,
+            hint=cause,
         )
 
     # -- feeding ------------------------------------------------------------------------------------------------------

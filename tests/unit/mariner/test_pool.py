@@ -288,10 +288,10 @@ async def test_a_model_that_cannot_load_is_retried_then_parked_and_says_so(scene
     s = scene(loads=False, retry_window=3.0)
     s.pool.scale(1, 1)
     await settle()
-    s.engine.processes[0].loaded("ValueError: no weights", ok=False)
+    s.engine.processes[0].loaded("ValueError: no weights in /models/m/model.pt", ok=False)
     with pytest.raises(WorkerStartFailed, match=r"Failed to start workers for model m version: 1\.0") as failure:
         await s.pool.settle()
-    assert failure.value.hint == "ValueError: no weights"
+    assert failure.value.hint == "ValueError: no weights in ./model.pt"
     s.put("waiting")
     for index in (1, 2):
         await s.clock.advance(2)
