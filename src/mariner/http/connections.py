@@ -60,6 +60,7 @@ class Head(NamedTuple):
     raw_headers: list[bytes]
     fields: dict[bytes, bytes]
     length: int  # of the body
+    packed: dict[tuple[bytes, ...], bytes]  # see Exchange
 
 
 class Heads:

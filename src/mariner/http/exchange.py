@@ -47,6 +47,14 @@ _STATUS_LINES = {
     status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
 }
 
+# The beginning of the answers that nobody adds a header to, up to the request's id.
+_STARTS = {
+    (status, keep_alive): line + (_KEEP if keep_alive else _CLOSE) + b"x-request-id: "
+    for status, line in _STATUS_LINES.items()
+    if status not in _BODILESS
+    for keep_alive in (True, False)
+}
+
 _TOKEN = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
 _FIELD_VALUE = re.compile(r"[\t\x20-\x7e\x80-\xff]*")
 _NOT_IN_PHRASE = re.compile(r"[^\t\x20-\x7e\x80-\xff]")
@@ -135,6 +143,7 @@ class Exchange:
         keep_alive: the connection stays open after the answer.
         http10: the client speaks HTTP/1.0, which has no chunks.
         error: the protocol's own answer to a request that cannot be handled; None hands it to the application.
+        packed: the headers as handlers get them, by what was added to them; shared by requests with the same head.
         on_cancel: called once if the client goes before the answer is complete.
     """
 
@@ -148,6 +157,7 @@ class Exchange:
         "keep_alive",
         "method",
         "on_cancel",
+        "packed",
         "peer",
         "raw_headers",
         "state",
@@ -174,6 +184,7 @@ class Exchange:
         self.keep_alive = True
         self.http10 = False
         self.error: MarinerError | None = None
+        self.packed: dict[tuple[bytes, ...], bytes] | None = None
         self.on_cancel: Callable[[], object] | None = None
         self.state: ExchangeState = _OPEN
 
@@ -228,6 +239,14 @@ class Exchange:
         if self.state is not _OPEN:
             return
         connection = self._connection
+        if not headers and not phrase and not connection.default_headers and self.method != "HEAD":
+            start = _STARTS.get((status, self.keep_alive))
+            if start is not None:
+                self.state = _DONE
+                connection.answered(status)
+                connection.write(b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (start, self.id.encode(), len(body), body))  # type: ignore[str-format]  # any buffer
+                self._finish()
+                return
         lines = b""
         if headers or connection.default_headers:
             lines = encode_headers(tuple(headers), connection.default_headers)

@@ -133,7 +133,7 @@ def _without_parameters(content_type: bytes) -> str:
 
 
 def read_request(
-    exchange: Exchange, injected: Sequence[bytes] = (), *, with_query: bool = False
+    exchange: Exchange, injected: tuple[bytes, ...] = (), *, with_query: bool = False
 ) -> tuple[Request, Slot | None]:
     """The request as the handler is to see it, and the shared memory its body lies in.
 
@@ -157,12 +157,22 @@ def read_request(
         parts = [Part("body", media, body)]
     if with_query and (query := exchange.raw_query):
         parts[:0] = [Part(name, "", value.encode()) for name, value in _query_pairs(query)]
+    return Request(exchange.id, _pack_headers(exchange, injected), parts), slot
+
+
+def _pack_headers(exchange: Exchange, injected: tuple[bytes, ...]) -> bytes:
+    known = exchange.packed
+    if known is not None and injected in known:
+        return known[injected]
     headers: Sequence[bytes] = exchange.raw_headers
     if injected:
         if not exchange.fields.keys().isdisjoint(injected[::2]):
             headers = _without(headers, injected[::2])
         headers = (*headers, *injected)
-    return Request(exchange.id, b"\0".join(headers), parts), slot
+    packed = b"\0".join(headers)
+    if known is not None:
+        known[injected] = packed
+    return packed
 
 
 def _without(headers: Sequence[bytes], names: Sequence[bytes]) -> list[bytes]:

@@ -164,6 +164,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         """A read that is exactly one request, with a head the parser has seen: it is not asked again."""
         exchange = Exchange(self, head.method, head.target, head.raw_headers, head.fields, self._peer)
         exchange.body = body
+        exchange.packed = head.packed
         self._deadline = inf
         self._queue.append(exchange)
         if self._last or self._connections.closing:
@@ -184,7 +185,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             and exchange.fields.keys().isdisjoint(_UNCOMMON)
         ):
             length = len(exchange.body)
-            known = Head(exchange.method, exchange.target, exchange.raw_headers, exchange.fields, length)
+            known = Head(exchange.method, exchange.target, exchange.raw_headers, exchange.fields, length, {})
             self._connections.heads.remember(head, known)
 
     def _parse(self, data: memoryview) -> None:
