@@ -40,7 +40,7 @@ WINDOW = 0.002
 """Seconds of estimated work a worker may hold: enough to hide the way there and back, too little to queue behind."""
 
 MAX_AHEAD = 64  # batches in the window; measured: more brought nothing
-MAX_FRAMES = 2  # unanswered at a time: one that runs and one behind it; what arrives meanwhile fills the next
+MAX_FRAMES = 4  # unanswered at a time; what arrives meanwhile fills the next
 SMOOTHING = 0.2  # weight of the newest batch in the estimate of how long a batch takes
 LOW_WATER = 0.0002  # seconds of work below which a worker takes a batch that is not full although it is busy
 SPAWN_TIMEOUT = 120.0  # seconds from the creation of the process to its first word; TorchServe's limit
@@ -171,6 +171,11 @@ class Worker:
     def idle(self) -> bool:
         """Ready and without work."""
         return self.state is State.READY and not self._batches
+
+    @property
+    def fast(self) -> bool:
+        """Its batches take so little that larger ones would gain nothing."""
+        return 0.0 < self.cost < LOW_WATER
 
     def move(self, event: Event) -> None:
         """Changes the state as :mod:`mariner.lifecycle` says."""

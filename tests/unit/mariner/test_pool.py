@@ -148,11 +148,24 @@ async def test_a_fast_model_gets_several_batches_in_one_frame(scene: SceneMaker)
     s.put("probe")
     await settle()
     process.reply(process.batches[0], b"", seconds=0.0001)
-    for index in range(10):
+    for index in range(7):
         s.put(f"r{index}")
     await settle()
-    assert process.frames == 2
-    assert len(process.batches) == 11
+    assert (process.frames, len(process.batches)) == (2, 8)
+
+
+async def test_a_fast_model_gets_a_frame_while_the_server_still_receives(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("probe")
+    await settle()
+    process.reply(process.batches[0], b"", seconds=0.0001)
+    await settle()
+    for index in range(8):
+        s.put(f"r{index}")
+    assert (process.frames, len(process.batches)) == (2, 9)  # without a turn of the event loop
 
 
 async def test_a_slow_model_gets_one_batch_at_a_time(scene: SceneMaker) -> None:
