@@ -29,6 +29,7 @@ from mariner.model_settings import RegisterOptions, resolve
 from mariner.pool import PoolObserver, WorkerPool
 from mariner.recipe import make_recipe, worker_environment
 from mariner.registry import ModelVersion, Registry
+from mariner.requirements import install_requirements, interpreter
 from mariner.worker import Clock, Worker
 
 __all__ = ["ModelServer", "Registered"]
@@ -222,6 +223,7 @@ class ModelServer:
         )
         try:
             version = self._make_version(url, archive, options, at_startup=at_startup)
+            await self._install(version)
             self.registry.add(version)
         except BaseException:
             await asyncio.to_thread(archive.remove)
@@ -229,6 +231,20 @@ class ModelServer:
         log.info("Model %s loaded.", version.name)
         version.pool.scale(version.settings.min_workers, version.settings.max_workers)
         return version
+
+    async def _install(self, version: ModelVersion) -> None:
+        """Gives the version its packages and interpreter."""
+        await asyncio.to_thread(
+            install_requirements,
+            version.name,
+            version.archive,
+            enabled=self.config.install_py_dep_per_model,
+            temp_dir=self.config.temp_dir,
+            environment=worker_environment(os.environ, self.config, threads_per_worker(1)),
+            cancelled=lambda: self.draining,
+        )
+        if self.draining:  # pip may have taken minutes
+            raise Draining("The server is stopping.")
 
     def _make_version(self, url: str, archive: Archive, options: RegisterOptions, *, at_startup: bool) -> ModelVersion:
         manifest = archive.manifest
@@ -263,6 +279,7 @@ class ModelServer:
             archive=archive,
             settings=settings,
             config=self.config,
+            python=interpreter(archive),
             environment=worker_environment(os.environ, self.config, threads_per_worker(workers)),
             next_id=self._next_worker,
             device=lambda _: self._device_for(f"{name}/{manifest.model_version}", archive),

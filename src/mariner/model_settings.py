@@ -6,7 +6,8 @@ Pure. TorchServe's precedence differs per key and is kept where it is sane:
 worker counts       model YAML (a valid pair) > request > ``models`` (start-up only) > ``default_workers_per_model``
 batch size, delay   request > model YAML > ``models`` > default
 timeouts            request > model YAML > ``models`` > server default (TorchServe ignored the request beside a YAML)
-queue, retries      model YAML > server default
+queue, retries,     model YAML > server default
+isolation
 ==================  =========================================================================================
 """
 
@@ -53,6 +54,10 @@ class ModelSettings:
         startup_timeout: for loading.
         retry_window: how long loading may fail without one success.
         client_timeout: deadline of a request that names none; 0 for none.
+        isolate_batch_errors: a batch that fails is run again in parts. Never for models that keep state between the
+            requests of a sequence or a stream: a second run would count twice.
+        overlap: most requests that a worker runs side by side (``asyncCommunication``); 0 if it runs batches one after
+            the other. Such workers get single requests.
         config: the whole model YAML, for what is passed through.
     """
 
@@ -66,6 +71,8 @@ class ModelSettings:
     startup_timeout: float
     retry_window: float
     client_timeout: float
+    isolate_batch_errors: bool
+    overlap: int
     config: ModelConfig
 
 
@@ -88,10 +95,12 @@ def resolve(
             model registered by a call, which gets none then.
     """
     min_workers, max_workers = _workers(config, yaml, options, preset, automatic_workers)
+    batch_size = max(1, _first(options.batch_size, yaml.batch_size, _positive(preset, "batchSize"), 1))
+    queue_size = yaml.job_queue_size or config.job_queue_size
     return ModelSettings(
         min_workers=min_workers,
         max_workers=max_workers,
-        batch_size=max(1, _first(options.batch_size, yaml.batch_size, _positive(preset, "batchSize"), 1)),
+        batch_size=1 if yaml.async_communication else batch_size,
         max_batch_delay=_first(
             options.max_batch_delay,
             _seconds(yaml.max_batch_delay) or None,
@@ -99,7 +108,7 @@ def resolve(
             DEFAULT_BATCH_DELAY,
         ),
         batching_policy=yaml.batching_policy or config.batching_policy.value,
-        queue_size=yaml.job_queue_size or config.job_queue_size,
+        queue_size=queue_size,
         response_timeout=_first(
             options.response_timeout,
             yaml.response_timeout,
@@ -114,6 +123,9 @@ def resolve(
         ),
         retry_window=_first(yaml.max_retry_timeout_in_sec, 300),
         client_timeout=_seconds(yaml.client_timeout_in_mills) or 0.0,
+        isolate_batch_errors=_first(yaml.isolate_batch_errors, config.isolate_batch_errors)
+        and not (yaml.sequence_batching or yaml.continuous_batching),
+        overlap=queue_size if yaml.async_communication else 0,
         config=yaml,
     )
 

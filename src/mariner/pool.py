@@ -170,6 +170,7 @@ class WorkerPool:
             clock=self._clock,
             response_timeout=self.recipe.response_timeout,
             startup_timeout=self.recipe.startup_timeout,
+            overlap=self.recipe.overlap,
         )
         self.workers.append(worker)
         self._recoveries[worker] = Recovery(self.recipe.retry_window)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ class Recipe:
         response_timeout: seconds for each reply.
         startup_timeout: seconds for loading.
         retry_window: seconds during which loading may fail.
+        overlap: most requests that a worker runs side by side; 0 if it runs one batch after the other.
     """
 
     model: str
@@ -38,6 +38,7 @@ class Recipe:
     response_timeout: float
     startup_timeout: float
     retry_window: float
+    overlap: int = 0
 
 
 def make_recipe(
@@ -48,6 +49,7 @@ def make_recipe(
     archive: Archive,
     settings: ModelSettings,
     config: Config,
+    python: str,
     environment: Mapping[str, str],
     next_id: Callable[[], int],
     device: Callable[[int], int | None],
@@ -62,6 +64,7 @@ def make_recipe(
         archive: its files.
         settings: what it runs with.
         config: the server's settings.
+        python: interpreter of its processes.
         environment: of its processes.
         next_id: hands out worker ids.
         device: the GPU of a worker id, None for CPU.
@@ -82,17 +85,20 @@ def make_recipe(
             max_response_size=config.max_response_size,
             metrics_config=str(config.metrics_config or ""),
             poll_seconds=config.worker_poll_time if spare_processors else 0.0,
+            isolate_batch_errors=settings.isolate_batch_errors,
+            async_communication=settings.overlap > 0,
         )
 
     return Recipe(
         model=name,
         version=version,
-        spec=lambda id_: WorkerSpec(f"W-{id_}-{name}_{version}", sys.executable, environment),
+        spec=lambda id_: WorkerSpec(f"W-{id_}-{name}_{version}", python, environment),
         load=load,
         next_id=next_id,
         response_timeout=settings.response_timeout,
         startup_timeout=settings.startup_timeout,
         retry_window=settings.retry_window,
+        overlap=settings.overlap,
     )
 
 

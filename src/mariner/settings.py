@@ -288,7 +288,9 @@ class Config:
         doc="Whether models can be registered and unregistered.",
     )  # fmt: skip
     install_py_dep_per_model: bool = setting(
-        False, inert=True, doc="Installs the requirements file of an archive before its model is loaded."
+        False,
+        doc="Installs the requirements file of an archive before its model is loaded, once: what was installed "
+        "is kept in `$XDG_CACHE_HOME/mariner`, or below `temp_dir`.",
     )
     default_service_handler: str | None = setting(None, doc="Handler of archives that name none.")
     service_envelope: str | None = setting(None, doc="Request envelope of all models, instead of the archive's.")
@@ -330,7 +332,7 @@ class Config:
         doc="`eager` hands an idle worker what waits at once; `fill` waits for a full batch or the batch delay.",
     )  # fmt: skip
     isolate_batch_errors: bool = setting(
-        True, ours=True, inert=True, doc="Runs a failed batch again in halves, so that only bad requests fail."
+        True, ours=True, doc="Runs a failed batch again in parts, so that only the requests that fail alone do."
     )
     autoscale: bool = setting(
         True, ours=True, inert=True, doc="Starts and stops workers between their minimum and maximum as work waits."

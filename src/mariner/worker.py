@@ -1,7 +1,8 @@
 """One worker as the server sees it: starts its process, loads the model, keeps a short window of batches with it.
 
 Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched; only the batch
-that was running is lost. Whether and when the worker starts again is the pool's business.
+that was running is lost (all of them, where batches overlap). Whether and when the worker starts again is the pool's
+business.
 """
 
 from __future__ import annotations
@@ -85,12 +86,13 @@ class Death(Exception):
 class _Batch:
     """Jobs that were sent together and have not all been answered."""
 
-    __slots__ = ("id", "size", "unanswered")
+    __slots__ = ("id", "since", "size", "unanswered")
 
-    def __init__(self, id_: int, size: int) -> None:
+    def __init__(self, id_: int, size: int, now: float) -> None:
         self.id = id_
         self.size = size
         self.unanswered = size
+        self.since = now  # when it was sent, or last gave a sign of life
 
 
 _NOBODY: tuple[Job | None, Any] = (None, None)
@@ -107,8 +109,10 @@ class Worker:
         queue: where its jobs come from and go back to.
         owner: the pool.
         clock: time and timers.
-        response_timeout: seconds within which each reply must come; a streamed piece starts them anew.
+        response_timeout: seconds within which each reply must come; a streamed piece, or another reply of the batch,
+            starts them anew.
         startup_timeout: seconds for loading the model.
+        overlap: most batches that the process runs side by side; 0 if it runs one after the other.
     """
 
     def __init__(
@@ -123,6 +127,7 @@ class Worker:
         clock: Clock,
         response_timeout: float,
         startup_timeout: float,
+        overlap: int = 0,
     ) -> None:
         self.id = id_
         self.spec = spec
@@ -138,6 +143,7 @@ class Worker:
         self._clock = clock
         self._response_timeout = response_timeout
         self._startup_timeout = startup_timeout
+        self._overlap = overlap
         self._process: Process | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._reset()
@@ -244,7 +250,8 @@ class Worker:
                 break
             taken.append(self._accept(jobs))
         if taken and self._process is not None:
-            self._frames.append(taken[-1].id)
+            if not self._overlap:
+                self._frames.append(taken[-1].id)
             self._process.send(encode_predict(taken))
         return len(taken)
 
@@ -252,12 +259,14 @@ class Worker:
         if self.state is not State.READY or self._process is None:
             return False
         count = len(self._batches)
+        if self._overlap:
+            return count < self._overlap
         return not count or (self.cost > 0.0 and count < MAX_AHEAD and count * self.cost < WINDOW)
 
     def _accept(self, jobs: list[Job]) -> Batch:
         now = self._clock.time()
         self._last_batch += 1
-        batch = _Batch(self._last_batch, len(jobs))
+        batch = _Batch(self._last_batch, len(jobs), now)
         table, id_ = self._jobs, self._last_job
         entries = []
         for job in jobs:
@@ -266,7 +275,7 @@ class Worker:
             table[id_] = job, batch
             entries.append((id_, job.request))
         self._last_job = id_
-        if self._batches:
+        if self._batches and not self._overlap:
             self._queue.ahead += batch.size
         else:
             self._begin(now)
@@ -294,6 +303,7 @@ class Worker:
         if frame.kind is FrameKind.REPLIES:
             for reply in decode_replies(frame.payload):
                 self._deliver(reply)
+            self._head_since = self._clock.time()  # a sign of life of the batch that runs, whole or in parts
             self._owner.has_room(self)
         elif frame.kind is FrameKind.METRICS:
             for name, unit, type_, value, dimensions, request_ids in frame.json():
@@ -333,9 +343,9 @@ class Worker:
         job.end(reply)
 
     def _deliver_piece(self, reply: Reply) -> None:
-        job, _ = self._jobs.get(reply.job_id, _NOBODY)
+        job, batch = self._jobs.get(reply.job_id, _NOBODY)
         if job is not None:
-            self._head_since = self._clock.time()
+            batch.since = self._clock.time()
             job.piece(reply)
 
     def _close(self, batch: _Batch, seconds: float) -> None:
@@ -345,9 +355,8 @@ class Worker:
             self._frames.popleft()
         # A handler that returns a constant still takes time; the first batch is all that is known.
         self.cost = max(seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost), 1e-6)
-        if self._batches:
+        if self._batches and not self._overlap:
             self._queue.ahead -= next(iter(self._batches.values())).size
-            self._head_since = self._clock.time()
 
     def exited(self, exit_: Exit) -> None:
         """The process is gone: answers what it was running, puts back what it had not begun."""
@@ -356,10 +365,12 @@ class Worker:
         error = WorkerDied("Worker died.", hint=f"{self.spec.name}: {self._cause(exit_)}.")
         untouched: list[Job] = []
         lost = list(self._jobs.values())
-        self._queue.ahead -= sum(batch.size for batch in list(self._batches.values())[1:])
+        if not self._overlap:
+            self._queue.ahead -= sum(batch.size for batch in list(self._batches.values())[1:])
         self._batches, self._jobs = {}, {}
         for job, batch in lost:
-            if batch.id != exit_.running_batch and job.wanted and not job.streaming:
+            began = self._overlap or batch.id == exit_.running_batch
+            if not began and job.wanted and not job.streaming:
                 untouched.append(job)
             else:
                 job.end(error)  # if nobody waits for it, this frees its body
@@ -390,7 +401,8 @@ class Worker:
         self._timer = None
         if not self._batches:
             return
-        due = self._head_since + self._response_timeout
+        since = min(batch.since for batch in self._batches.values()) if self._overlap else self._head_since
+        due = since + self._response_timeout
         if self._clock.time() >= due:
             log.warning("%s gave no answer within %g s (responseTimeout).", self.spec.name, self._response_timeout)
             self.kill(f"it gave no answer within {self._response_timeout:g} s (responseTimeout)")

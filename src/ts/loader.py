@@ -104,7 +104,10 @@ def load_service(
         bodies=bodies,
         decode_input_request=load.decode_input_request,
         max_response_size=load.max_response_size,
+        isolate_errors=load.isolate_batch_errors,
     )
+    if load.async_communication:
+        service.open_loop()  # before anything of the model can ask for one
     service.load(initialize)
     return service
 
@@ -235,6 +238,8 @@ def _import_handler(spec: str, file: str, model_dir: Path, manifest: Mapping[str
             f"{', '.join(BUILTINS)}.",
             name=name,
         ) from None
+    if builtin and getattr(module, "__file__", None) is None:
+        return _import_builtin(name, builtin)  # a directory of that name beside the model, not code
     if module is before and (model_dir / f"{name}.py").exists():
         origin = getattr(module, "__file__", None) or "the interpreter"
         if not Path(origin).resolve().is_relative_to(model_dir):

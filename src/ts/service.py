@@ -5,20 +5,17 @@ Knows no sockets: replies are returned, pieces of streamed answers go to a calla
 
 from __future__ import annotations
 
+import copy
 import inspect
-import io
-import json
 import logging
-import re
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import orjson
-
+from ts.content import decode_value, encode_output
 from ts.context import Context, RequestProcessor
 from ts.errors import PredictionException
+from ts.isolation import isolate
 from ts.wire import Batch, Reply, Request, Shared, pack_headers
 
 if TYPE_CHECKING:
@@ -41,6 +38,7 @@ logger = logging.getLogger(__name__)
 PREDICTION_METRIC = "PredictionTime"
 LARGEST_REPLY = 1 << 30  # bytes; a frame's length has 32 bits, and a peer may refuse frames of 2 GiB
 LONGEST_PHRASE = 512  # characters; a status line is no place for more
+UNSUPPORTED_OUTPUT = "Unsupported model output data type."
 
 Job = tuple[int, Request]
 
@@ -49,104 +47,6 @@ def emit_metrics(metrics: Iterable[Any]) -> None:
     """Writes metrics to the log, one line each. What handlers of 2022 did; ``context.metrics`` does it by itself."""
     for metric in metrics:
         logger.info("[METRICS]%s", metric)
-
-
-# -- what goes into a handler ----------------------------------------------------------------------------------------
-
-_DIGITS = bytes(ord("0") if chr(code).isdigit() else ord(" ") for code in range(128)).ljust(256)
-_LONG_NUMBER = b"0" * 19
-
-
-def _parse_json(text: Buffer) -> Any:
-    # orjson turns integers beyond 64 bits into floats without a word. They have at least 19 digits; the standard
-    # library reads whatever has, and what orjson refuses: NaN, lone surrogates, UTF-16...
-    if len(text) < len(_LONG_NUMBER) or _LONG_NUMBER not in bytes(text).translate(_DIGITS):
-        try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError:
-            pass
-    return json.loads(bytes(text))
-
-
-def decode_value(value: Buffer, content_type: str) -> Any:
-    """The value of a parameter as handlers see it: decoded JSON, text, or a bytearray for everything else."""
-    if content_type:
-        kind = content_type
-        if kind != "application/json":
-            kind = kind.partition(";")[0].strip().lower()
-        try:
-            if kind == "application/json":
-                return _parse_json(value)
-            if kind.startswith("text"):
-                return str(value, "utf-8")
-        except (ValueError, RecursionError):
-            logger.warning("A request body is not valid %s; the handler gets its %d bytes.", kind, len(value))
-    return bytearray(value)
-
-
-# -- what comes out of it --------------------------------------------------------------------------------------------
-
-_PLAIN = frozenset({str, int, bool, float, type(None)})
-_CONTAINERS = frozenset({dict, list, tuple})
-# What the two encoders write differently: small floats, characters that need no escape in UTF-8, NaN.
-_DIFFERENT = re.compile(rb"[0-9]e|0\.0000|null|[^\x00-\x7e]")
-_DIFFERENT_TEXT = re.compile(rb"[^\x00-\x7e]")
-
-
-def _collect_types(value: Any, found: set[type], depth: int) -> bool:
-    """Adds the types inside a container to ``found``; False if orjson could treat one of them in its own way."""
-    if type(value) is dict:
-        if not set(map(type, value)) <= {str}:
-            return False
-        children: Iterable[Any] = value.values()
-    else:
-        children = value
-    types = set(map(type, children))
-    found |= types
-    inner = types - _PLAIN
-    if not inner:
-        return True
-    if depth == 0 or not inner <= _CONTAINERS:
-        return False
-    return all(type(child) in _PLAIN or _collect_types(child, found, depth - 1) for child in children)
-
-
-def _format_json(value: Any) -> bytes:
-    # The bytes must be those of json.dumps(value, indent=2), since clients compare them. orjson writes the same, 50
-    # times faster, for the values that pass these tests; the rest goes the slow way.
-    if type(value) in _CONTAINERS:
-        found: set[type] = set()
-        if _collect_types(value, found, 100):
-            try:
-                text = orjson.dumps(value, option=orjson.OPT_INDENT_2)
-            except TypeError:  # an integer of more than 64 bits, a lone surrogate
-                pass
-            else:
-                if (_DIFFERENT if float in found else _DIFFERENT_TEXT).search(text) is None:
-                    return text
-    return json.dumps(value, indent=2).encode("ascii")
-
-
-def encode_output(item: Any) -> bytes:
-    """The body of a response for one element of what a handler returned.
-
-    Raises:
-        TypeError: the element is of a type that no response can carry.
-        ValueError: it contains itself, or text that is no Unicode.
-        RecursionError: it is nested too deeply.
-    """
-    if isinstance(item, bytes):
-        return item
-    if isinstance(item, str):
-        return item.encode()
-    if isinstance(item, bytearray):
-        return bytes(item)  # the handler may use it again before the reply is on its way
-    torch = sys.modules.get("torch")
-    if torch is not None and isinstance(item, torch.Tensor):
-        file = io.BytesIO()
-        torch.save(item, file)
-        return file.getvalue()
-    return _format_json(item)
 
 
 def _header_text(value: Any) -> str:
@@ -168,6 +68,18 @@ def _printed(value: Any) -> str:
         return f"<{type(value).__name__}>"
 
 
+def _one_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(_printed(error).split())[:LONGEST_PHRASE]}"
+
+
+def _encode_or_log(item: Any) -> bytes | None:
+    try:
+        return encode_output(item)
+    except Exception:
+        logger.exception(UNSUPPORTED_OUTPUT)
+        return None
+
+
 class _BadOutput(Exception):
     """What the handler returned is no answer to its batch."""
 
@@ -185,6 +97,7 @@ class Service:
         bodies: shared memory that holds large bodies.
         decode_input_request: False hands every body over as bytes.
         max_response_size: bytes; a larger reply becomes an error.
+        isolate_errors: a batch that fails is run again in parts, so that only the requests that fail alone do.
     """
 
     def __init__(
@@ -196,6 +109,7 @@ class Service:
         bodies: memoryview | None = None,
         decode_input_request: bool = True,
         max_response_size: int = 6_553_500,
+        isolate_errors: bool = False,
     ) -> None:
         self.context = context
         self._entry_point = entry_point
@@ -203,6 +117,7 @@ class Service:
         self._bodies = bodies
         self._decode = decode_input_request
         self._limit = min(max_response_size, LARGEST_REPLY)
+        self._isolates = isolate_errors
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seconds = 0.0  # how long the handler ran for the current batch
         self._jobs: Sequence[Job] = ()
@@ -211,7 +126,7 @@ class Service:
         self._ended: set[int] = set()  # jobs of the current batch whose answer ended before the handler did
         context.cl_socket = self
         if inspect.iscoroutinefunction(entry_point):
-            self._open_loop()
+            self.open_loop()
 
     def load(self, initialize: Callable[[Context], Any]) -> None:
         """Lets the handler load its model; whatever it raises goes to the caller."""
@@ -222,19 +137,52 @@ class Service:
     def predict(self, batch: Batch) -> list[Reply]:
         """The final replies of a batch: one for each job that has none yet.
 
+        Replies of a batch that is run again in parts are sent as soon as they are there.
+
         Raises:
             SystemExit: the handler wants the process to end.
         """
         try:
-            return self._answer(batch.jobs)
-        except (SystemExit, KeyboardInterrupt):
-            raise
-        except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
-            status, message = _describe_failure(error)
-            return [self._failure(job_id, status, message) for job_id, _ in batch.jobs if job_id not in self._ended]
+            result = self._try(batch.jobs)
+            if not isinstance(result, str):
+                return result
+            self._isolate(batch.jobs, result)
+            return []
         finally:
             self._jobs = self._processors = ()
             self._streams = {}  # a thread that the handler left behind streams to nobody
+
+    def beside(self) -> Service:
+        """A service for one more batch while others run: what concerns its requests is new, all else is shared."""
+        service = copy.copy(self)
+        service.context = context = copy.copy(self.context)
+        context.metrics = copy.copy(context.metrics)
+        context.cl_socket = service
+        return service
+
+    async def predict_async(self, batch: Batch) -> list[Reply]:
+        """Like :meth:`predict`, inside a running event loop, and without second runs.
+
+        Raises:
+            SystemExit: the handler wants the process to end.
+        """
+        jobs = batch.jobs
+        try:
+            data = self._begin(jobs)
+            started = time.perf_counter()
+            try:
+                results = self._entry_point(data, self.context)
+                if not isinstance(results, list) and inspect.isawaitable(results):
+                    results = await results
+            finally:
+                self._seconds = time.perf_counter() - started
+            return self._finish(jobs, results)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
+            return self._fail(jobs, error)
+        finally:
+            self._streams = {}  # a task that the handler left behind streams to nobody
 
     def close(self) -> None:
         """Frees the event loop of an asynchronous handler."""
@@ -274,22 +222,60 @@ class Service:
                     self._ended.add(job_id)
                 self._send(reply if reply.failed else reply._replace(more=True))
 
-    def _begin(self, jobs: Sequence[Job]) -> list[RequestProcessor]:
+    def _try(self, jobs: Sequence[Job]) -> list[Reply] | str:
+        """Runs some jobs: their replies, or why they failed if their parts are to be tried.
+
+        The exception itself stays here: it holds what the handler had on its stack, and that may be the memory that
+        was missing.
+        """
+        try:
+            return self._answer(jobs)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
+            if self._isolates and len(jobs) > 1 and self._streams is None:
+                return _one_line(error)
+            return self._fail(jobs, error)
+
+    def _fail(self, jobs: Sequence[Job], error: BaseException) -> list[Reply]:
+        status, message = _describe_failure(error)
+        return [self._failure(job_id, status, message) for job_id, _ in jobs if job_id not in self._ended]
+
+    def _isolate(self, jobs: Sequence[Job], cause: str) -> None:
+        """Answers the jobs of a batch that failed: only those that fail alone get an error."""
+        failed = 0
+
+        def attempt(part: Sequence[Job]) -> bool:
+            nonlocal failed
+            result = self._try(part)
+            if isinstance(result, str):
+                return False
+            for reply in result:
+                failed += reply.failed
+                self._send(reply)
+            return True
+
+        calls = isolate(jobs, attempt)
+        logger.warning(
+            "A batch of %d requests failed (%s). Run again in %d parts, %d of the requests failed.",
+            *(len(jobs), cause, calls, failed),
+        )
+
+    def _begin(self, jobs: Sequence[Job]) -> list[dict[str, Any]]:
+        """Prepares the context for some jobs; their data as the handler gets it."""
         self._seconds = 0.0
         self._streams = None
-        self._ended.clear()
+        self._ended = set()
         self._jobs = jobs
         self._processors = processors = [RequestProcessor(request) for _, request in jobs]
         context = self.context
         context.request_processor = processors
         context.request_ids = request_ids = {index: job[1].id for index, job in enumerate(jobs)}
         context.metrics.set_request_ids(request_ids)
-        return processors
+        return [{part.name: self._value(part.value, part.content_type) for part in job[1].parts} for job in jobs]
 
     def _answer(self, jobs: Sequence[Job]) -> list[Reply]:
-        processors = self._begin(jobs)
-        data = [{part.name: self._value(part.value, part.content_type) for part in job[1].parts} for job in jobs]
-
+        data = self._begin(jobs)
         started = time.perf_counter()
         try:
             results = self._entry_point(data, self.context)
@@ -297,19 +283,26 @@ class Service:
                 results = self._complete(results)
         finally:
             self._seconds = time.perf_counter() - started
+        return self._finish(jobs, results)
 
+    def _finish(self, jobs: Sequence[Job], results: Any) -> list[Reply]:
+        """The replies that the result of a call stands for."""
         if not isinstance(results, list):
             raise _BadOutput("Invalid model predict output")
         if len(results) != len(jobs):
             raise _BadOutput("number of batch response mismatched")
+        bodies: list[bytes | None]
         try:
             bodies = [encode_output(item) for item in results]
         except Exception as error:
-            raise _BadOutput("Unsupported model output data type.") from error
+            if not self._isolates:
+                raise _BadOutput(UNSUPPORTED_OUTPUT) from error
+            bodies = [_encode_or_log(item) for item in results]
         if self._streams:
             self._end_streams()
         replies = [
-            self._reply(job[0], body, processor) for job, body, processor in zip(jobs, bodies, processors, strict=True)
+            self._reply(job[0], body, processor)
+            for job, body, processor in zip(jobs, bodies, self._processors, strict=True)
         ]
         return [reply for reply in replies if reply.job_id not in self._ended] if self._ended else replies
 
@@ -320,7 +313,9 @@ class Service:
             value = self._bodies[value.offset : value.offset + value.size]
         return decode_value(value, content_type if self._decode else "")
 
-    def _reply(self, job_id: int, body: bytes, processor: RequestProcessor) -> Reply:
+    def _reply(self, job_id: int, body: bytes | None, processor: RequestProcessor) -> Reply:
+        if body is None:
+            return self._failure(job_id, 503, UNSUPPORTED_OUTPUT)
         if len(body) > self._limit:
             message = (
                 f"The answer has {len(body)} bytes, more than max_response_size allows ({self._limit}). "
@@ -355,7 +350,8 @@ class Service:
 
     # -- asynchronous handlers ---------------------------------------------------------------------------------------
 
-    def _open_loop(self) -> asyncio.AbstractEventLoop:
+    def open_loop(self) -> asyncio.AbstractEventLoop:
+        """The event loop that asynchronous handlers run on; made on first use."""
         if self._loop is None:
             import asyncio  # noqa: PLC0415  # only workers with asynchronous handlers need it
 
@@ -368,7 +364,7 @@ class Service:
         async def wait() -> Any:
             return await awaitable
 
-        return self._open_loop().run_until_complete(wait())
+        return self.open_loop().run_until_complete(wait())
 
 
 def _describe_failure(error: BaseException) -> tuple[int, str]:

@@ -173,6 +173,8 @@ class Load:
         max_response_size: bytes; a larger reply is answered as an error instead.
         metrics_config: path of the metrics YAML, "" for the defaults.
         poll_seconds: how long the worker looks for its next frame before it sleeps; 0 sleeps at once.
+        isolate_batch_errors: a batch that fails is run again in parts, so that only guilty requests fail.
+        async_communication: batches that arrive while others run are begun at once, on one event loop.
     """
 
     model_name: str
@@ -187,6 +189,8 @@ class Load:
     max_response_size: int = 6_553_500
     metrics_config: str = ""
     poll_seconds: float = 0.0
+    isolate_batch_errors: bool = False
+    async_communication: bool = False
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import gc
 import io
 import logging
@@ -47,9 +48,11 @@ RECEIVE_SIZE = 1 << 18  # bytes; a frame of 64 small requests fits several times
 HELD_SECONDS = 0.0005  # replies wait for those of the next batch this long: one write for many
 HELD_BYTES = 1 << 20  # and until they are this many
 COPY_BYTES = 1 << 16  # up to here copying a body into one write is cheaper than a write of its own
+POLLED_BYTES = 2048  # after a longer frame there is load enough to keep the processor awake
 METRICS_SECONDS = 0.05  # metrics are a matter of seconds; a frame of their own per batch would cost more than they tell
 METRICS_ROWS = 4096  # rows that may wait, for a handler that emits in a loop
 EXIT_SECONDS = 10.0  # for threads and exit handlers of the model, which must not keep an orphan alive
+PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Samples:
@@ -186,6 +189,7 @@ class Worker:
         self._service: Service | None = None
         self._waiting = False
         self._stopping = False
+        self._overlaps = False
         self._polling = False
         self._poll_seconds = 0.0
 
@@ -207,6 +211,9 @@ class Worker:
                             return 1
                     else:
                         raise WireError(f"A worker cannot take frames of kind {frame.kind.name}.")
+                if self._overlaps and self._service is not None:
+                    self._run_overlapping(self._service)
+                    break
         finally:
             if self._service is not None:
                 self._service.close()
@@ -236,14 +243,17 @@ class Worker:
             until = started + self._poll_seconds
             while time.monotonic() < until:
                 with contextlib.suppress(BlockingIOError):
-                    return self._connection.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+                    size = self._connection.recv_into(self._buffer, 0, socket.MSG_DONTWAIT)
+                    self._polling = size <= POLLED_BYTES
+                    return size
                 os.sched_yield()
         size = self._connection.recv_into(self._buffer)
-        self._polling = time.monotonic() - started < self._poll_seconds
+        self._polling = size <= POLLED_BYTES and time.monotonic() - started < self._poll_seconds
         return size
 
     def _load(self, load: Load) -> bool:
         self._poll_seconds = load.poll_seconds
+        self._overlaps = load.async_communication
         outbox = self._outbox
         try:
             enter_model_dir(load)
@@ -261,6 +271,11 @@ class Worker:
         signal.signal(signal.SIGTERM, self._stop)
         outbox.send_json(FrameKind.LOADED, Loaded(True, f"loaded model {load.model_name}"))
         return True
+
+    def _run_overlapping(self, service: Service) -> None:
+        from ts.overlap import Overlap  # noqa: PLC0415  # most workers need no asyncio
+
+        Overlap(self._connection, self._decoder, service, self._outbox).run()
 
     def _predict(self, payload: memoryview) -> None:
         service, outbox, status = self._service, self._outbox, self._status
@@ -332,6 +347,13 @@ def _configure_output() -> None:
     logging.basicConfig(stream=sys.stdout, level=logging.INFO, format="%(message)s")
 
 
+def _die_with_parent() -> None:
+    """Ends this process when the server does, even in the midst of a call of the handler."""
+    if sys.platform == "linux":
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+
+
 def _exit_within(seconds: float, status: int) -> None:
     timer = threading.Timer(seconds, os._exit, [status])
     timer.daemon = True
@@ -350,6 +372,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         del sys.path[0]  # "python -m" put it there; nothing where the server was started may hide a module
     # Ctrl-C reaches the whole process group; the server decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _die_with_parent()
     _configure_output()
     connection = _inherited_socket(given.socket_fd)
     status = _map(given.status_fd, 8, mmap.PROT_READ | mmap.PROT_WRITE)

@@ -126,6 +126,16 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
             return self._load_torchscript_model(self.model_pt_path)
         if recognised is Format.ONNX:
             return setup_ort_session(self.model_pt_path, self.map_location, self.device)
+        if recognised is Format.EXPORTED:
+            return weights.load_exported(self.model_pt_path, self.device, allow_pickle=self._allow_pickle())
+        if recognised is Format.COMPILED:
+            if self._use_torch_export_aot_compile():
+                return self._load_torch_export_aot_compile(self.model_pt_path)
+            raise RuntimeError(
+                f"No model weights could be loaded: {Path(self.model_pt_path).name} is {recognised.value}, which runs "
+                "machine code from the file. If you trust it, set `pt2: {export: {aot_compile: true}}` in the model's "
+                "configuration file."
+            )
         if recognised is Format.PICKLED and self._allow_pickle():
             model = weights.load_pickled(self.model_pt_path, self._weights_location(), allow_pickle=True)
             if isinstance(model, torch.nn.Module):
@@ -145,6 +155,25 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
             RuntimeError: the file is no TorchScript.
         """
         return weights.load_torchscript(model_pt_path, self.device)
+
+    def _load_torch_export_aot_compile(self, model_so_path: str) -> Any:
+        """A model that AOTInductor compiled, as a callable.
+
+        Args:
+            model_so_path: a package (``.pt2``) or a library (``.so``).
+
+        Raises:
+            RuntimeError: it cannot be loaded on this machine.
+        """
+        if self.map_location == "cuda":
+            torch.cuda.set_device(self.device)
+        return weights.load_compiled(model_so_path, self.device)
+
+    def _use_torch_export_aot_compile(self) -> bool:
+        """The model configuration says ``pt2: {export: {aot_compile: true}}``."""
+        section = self.model_yaml_config.get("pt2")
+        export = section.get("export") if isinstance(section, Mapping) else None
+        return isinstance(export, Mapping) and bool(export.get("aot_compile"))
 
     def _load_pickled_model(self, model_dir: str, model_file: str, model_pt_path: str | None) -> Any:
         """An eager model: the class of the model file with the weights of the archive.

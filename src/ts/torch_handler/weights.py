@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import pickle
 import sys
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from importlib.util import find_spec, module_from_spec, spec_from_file_location
 from pathlib import Path
@@ -25,6 +27,8 @@ __all__ = [
     "Format",
     "Row",
     "build_model",
+    "load_compiled",
+    "load_exported",
     "load_pickled",
     "load_state",
     "load_torchscript",
@@ -40,6 +44,8 @@ class Format(Enum):
 
     TORCHSCRIPT = "TorchScript"
     ONNX = "ONNX"
+    EXPORTED = "exported program"
+    COMPILED = "code compiled by AOTInductor"
     PICKLED = "pickled model"
 
 
@@ -63,8 +69,12 @@ def _is_torchscript(path: Path) -> bool:
         return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def _has_onnx_runtime(_path: Path) -> bool:
-    return ONNX_AVAILABLE
+def _is_compiled_package(path: Path) -> bool:
+    """A package of AOTInductor is a zip file like an exported program, with libraries in a directory of their own."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any("data/aotinductor/" in name for name in archive.namelist())
 
 
 # The first row that fits decides.
@@ -72,7 +82,10 @@ FORMATS = (
     Row(Format.TORCHSCRIPT, (".pt",), _always),
     Row(Format.TORCHSCRIPT, (".pth", ".bin"), _is_torchscript),
     Row(Format.PICKLED, (".pth", ".bin"), _always),
-    Row(Format.ONNX, (".onnx",), _has_onnx_runtime),
+    Row(Format.ONNX, (".onnx",), _always),
+    Row(Format.COMPILED, (".pt2",), _is_compiled_package),
+    Row(Format.EXPORTED, (".pt2",), _always),
+    Row(Format.COMPILED, (".so",), _always),
 )
 
 
@@ -114,6 +127,88 @@ def load_torchscript(path: str | Path, device: Any) -> Any:
         ) from error
     model.eval()
     return model
+
+
+def load_exported(path: str | Path, device: Any, *, allow_pickle: bool = False) -> Any:
+    """The module of a program that ``torch.export.save`` wrote, on its device.
+
+    Args:
+        path: the file.
+        device: where its tensors go.
+        allow_pickle: run code from the file if it asks for it.
+
+    Raises:
+        RuntimeError: the file is no exported program, needs pickle, or was written by an incompatible release.
+    """
+    name = Path(path).name
+    with _only_weights(allow_pickle):
+        try:
+            program = torch.export.load(path)
+        except pickle.UnpicklingError as error:
+            raise RuntimeError(
+                f"{name} holds more than tensors, and loading it would run code from the file. Export a model whose "
+                "parameters and constants are plain tensors, or, if you trust the file, set "
+                "`handler.allow_pickle: true` in the model's configuration file."
+            ) from error
+        except Exception as error:
+            raise RuntimeError(
+                f"No model weights could be loaded: PyTorch {torch.__version__} cannot read {name} as an exported "
+                f"program ({error}). Save it again with torch.export.save() of this release."
+            ) from error
+    # The device is written into a program, so that .to() would leave it half on the old one.
+    passes = importlib.import_module("torch.export.passes")
+    move = getattr(passes, "move_to_device_pass", None)
+    if move is not None:
+        return move(program, str(device)).module()
+    return program.module().to(device)
+
+
+@contextmanager
+def _only_weights(allow_pickle: bool) -> Iterator[None]:
+    # torch.export.load() has no such argument, and falls back to pickle by itself for tensors of a class of their own.
+    if allow_pickle:
+        yield
+        return
+    key = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+    before = os.environ.get(key)
+    os.environ[key] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[key]
+        else:
+            os.environ[key] = before
+
+
+def load_compiled(path: str | Path, device: Any) -> Any:
+    """A callable for code that AOTInductor compiled; it runs on the kind of device that it was compiled for.
+
+    Args:
+        path: a package (``.pt2``), or a library (``.so``) of the older form.
+        device: where it computes.
+
+    Raises:
+        RuntimeError: the file cannot be loaded, or this release of PyTorch does not know its form.
+    """
+    path, device = Path(path), torch.device(device)
+    try:
+        if path.suffix == ".so":
+            return importlib.import_module("torch._export").aot_load(str(path), str(device))
+        load = importlib.import_module("torch._inductor").aoti_load_package
+        # Older releases take the current device.
+        indexed = device.index is not None and "device_index" in inspect.signature(load).parameters
+        return load(str(path), **({"device_index": device.index} if indexed else {}))
+    except AttributeError as error:
+        raise RuntimeError(
+            f"PyTorch {torch.__version__} cannot load {path.name}: the form is not supported by this release. Compile "
+            "the model again with torch._inductor.aoti_compile_and_package(), which writes a .pt2 file."
+        ) from error
+    except Exception as error:
+        raise RuntimeError(
+            f"{path.name} could not be loaded on {device}: {error}. Compiled code fits one release of PyTorch, one "
+            "kind of device and one kind of processor; compile the model again on a machine like this one."
+        ) from error
 
 
 def build_model(model_file: str | Path) -> Any:
@@ -224,8 +319,17 @@ def setup_ort_session(model_pt_path: str | Path, map_location: str | None, devic
         model_pt_path: the file.
         map_location: ``cuda`` to compute on a GPU, anything else for the CPU.
         device: the GPU; None for the first.
+
+    Raises:
+        RuntimeError: ``onnxruntime`` is not installed.
     """
-    runtime = importlib.import_module("onnxruntime")
+    try:
+        runtime = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        raise RuntimeError(
+            f"No model weights could be loaded: {Path(model_pt_path).name} needs a package that is missing. "
+            "pip install onnxruntime, or onnxruntime-gpu."
+        ) from error
     providers: list[Any] = ["CPUExecutionProvider"]
     if map_location == "cuda":
         index = getattr(device, "index", None) or 0

@@ -82,3 +82,20 @@ def test_the_models_own_queue_policy_and_deadline_win_over_the_servers() -> None
     settings = resolved(yaml, job_queue_size=50)
     assert (settings.queue_size, settings.batching_policy, settings.client_timeout) == (7, "fill", 1.5)
     assert settings.retry_window == 0
+
+
+@pytest.mark.parametrize(
+    ("yaml", "server", "expected"),
+    [
+        ({}, True, True),
+        ({}, False, False),
+        ({"isolateBatchErrors": False}, True, False),
+        ({"isolateBatchErrors": True}, False, True),
+        ({"isolateBatchErrors": True, "sequenceBatching": True}, True, False),
+        ({"continuousBatching": True}, True, False),
+    ],
+)
+def test_batches_are_isolated_unless_somebody_says_no_or_the_model_keeps_state(
+    yaml: dict[str, Any], server: bool, expected: bool
+) -> None:
+    assert resolved(yaml, isolate_batch_errors=server).isolate_batch_errors is expected

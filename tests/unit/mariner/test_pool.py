@@ -69,6 +69,7 @@ def scene() -> SceneMaker:
         echo: bool = False,
         loads: bool = True,
         retry_window: float = 300.0,
+        overlap: int = 0,
     ) -> Scene:
         clock = FakeClock()
         engine = FakeEngine(
@@ -87,6 +88,7 @@ def scene() -> SceneMaker:
             response_timeout=10.0,
             startup_timeout=20.0,
             retry_window=retry_window,
+            overlap=overlap,
         )
         return Scene(engine, clock, WorkerPool(recipe, engine=engine, queue=queue, clock=clock))
 
@@ -438,3 +440,97 @@ async def test_a_worker_that_speaks_nonsense_is_ended(scene: SceneMaker) -> None
     s.pool.workers[0].received(b"HTTP/1.1 200 OK\r\n\r\n")
     await settle()
     assert s.engine.processes[0].killed
+
+
+# -- workers that run requests side by side --------------------------------------------------------------------------
+
+
+async def test_an_overlapping_worker_takes_requests_while_it_works_up_to_its_bound(scene: SceneMaker) -> None:
+    s = scene(overlap=3)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    for name in "abcde":
+        s.put(name)
+        await settle()
+    assert [request.id for batch in process.batches for _, request in batch.jobs] == ["a", "b", "c"]
+    process.reply(process.batches[1], b"B", seconds=60.0)
+    await settle()
+    assert s.bodies("b") == [b"B"]
+    assert [request.id for _, request in process.batches[-1].jobs] == ["d"]
+
+
+async def test_what_an_overlapping_worker_runs_does_not_count_as_waiting(scene: SceneMaker) -> None:
+    s = scene(overlap=3, capacity=1)
+    s.pool.scale(1, 1)
+    await settle()
+    for name in "abc":
+        s.put(name)
+        await settle()
+    s.put("waits")
+    with pytest.raises(QueueFull):
+        s.put("refused")
+    (process,) = s.engine.processes
+    for batch in list(process.batches):
+        process.reply(batch, b"")
+    await settle()
+    assert s.pool.queue.ahead == 0
+
+
+async def test_all_that_an_overlapping_worker_runs_is_lost_with_it(scene: SceneMaker) -> None:
+    s = scene(overlap=8)
+    s.pool.scale(1, 1)
+    await settle()
+    for name in "abc":
+        s.put(name)
+    await settle()
+    s.engine.processes[0].die()
+    await settle()
+    assert all(isinstance(s.error(name), WorkerDied) for name in "abc")
+    assert s.pool.queue.ahead == 0
+
+
+async def test_each_overlapping_request_has_the_response_timeout_for_itself(scene: SceneMaker) -> None:
+    s = scene(overlap=8)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("old")
+    await s.clock.advance(6.0)
+    s.put("new")
+    await s.clock.advance(3.0)
+    process.reply(process.batches[0], b"")
+    await s.clock.advance(6.9)
+    assert not process.killed
+    await s.clock.advance(0.2)
+    assert process.killed
+    assert isinstance(s.error("new"), WorkerDied)
+
+
+async def test_answers_of_others_do_not_extend_the_time_of_a_stuck_request(scene: SceneMaker) -> None:
+    s = scene(overlap=8)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("stuck")
+    await s.clock.advance(9.0)
+    s.put("quick")
+    await settle()
+    process.reply(process.batches[1], b"")
+    await s.clock.advance(1.1)
+    assert process.killed
+
+
+async def test_an_answer_for_a_part_of_a_batch_starts_the_response_timeout_anew(scene: SceneMaker) -> None:
+    s = scene(batch_size=2)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    s.put("a")
+    s.put("b")
+    await s.clock.advance(9.0)
+    process.say_replies([Reply(process.batches[0].jobs[0][0], b"")])
+    await s.clock.advance(9.0)
+    assert not process.killed
+    await s.clock.advance(1.1)
+    assert process.killed

@@ -206,6 +206,18 @@ def test_a_file_wins_over_the_builtin_handler_of_its_name(write: Write, tmp_path
 
 
 @pytest.mark.torch
+@pytest.mark.torch
+def test_a_directory_does_not_hide_the_builtin_handler_of_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "densenet_handler").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    try:
+        assert find_handler("densenet_handler", tmp_path).handle
+    finally:
+        sys.modules.pop("densenet_handler", None)
+
+
 def test_a_model_file_does_not_hide_the_builtin_handler_of_its_name(write: Write, tmp_path: Path) -> None:
     name = write("class Net: pass", "image_classifier")
     entry = find_handler(name, tmp_path, {"model": {"modelFile": "image_classifier.py"}})

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import uuid
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -487,3 +488,141 @@ def test_old_metrics_are_written_to_the_log(caplog: pytest.LogCaptureFixture) ->
     with caplog.at_level(logging.INFO):
         emit_metrics(["a", 1])
     assert [record.getMessage() for record in caplog.records] == ["[METRICS]a", "[METRICS]1"]
+
+
+# -- one bad request -------------------------------------------------------------------------------------------------
+
+
+def parse(data: Any, context: Context) -> Any:
+    return [int(row["body"]) for row in data]
+
+
+def isolated(handle: Handle, *bodies: bytes) -> tuple[list[Reply], list[Reply]]:
+    """What was sent at once, and what came back at the end."""
+    sent: list[Reply] = []
+    return sent, serve(handle, sent, isolate_errors=True).predict(batch(*bodies))
+
+
+def test_only_the_guilty_request_of_a_batch_fails() -> None:
+    sent, final = isolated(parse, b"1", b"two", b"3", b"4", b"5")
+    assert final == []
+    assert sorted(outcome(sent)) == [
+        (10, False, 200, b"1"),
+        (11, True, 503, b"Prediction failed"),
+        (12, False, 200, b"3"),
+        (13, False, 200, b"4"),
+        (14, False, 200, b"5"),
+    ]
+
+
+def test_the_log_has_one_line_on_the_batch_and_one_traceback_per_guilty_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    isolated(parse, *[b"1"] * 7, b"x", *[b"1"] * 8)
+    assert "A batch of 16 requests failed (ValueError: invalid literal" in caplog.text
+    assert "Run again in 8 parts, 1 of the requests failed." in caplog.text
+    assert caplog.text.count("Traceback") == 1
+
+
+def test_an_exception_for_the_whole_batch_is_given_only_to_who_gets_it_alone() -> None:
+    def handle(data: Any, context: Context) -> Any:
+        if any(row["body"] == b"x" for row in data):
+            raise PredictionException("unknown label", 404)
+        return ["ok" for _ in data]
+
+    sent, _ = isolated(handle, b"a", b"x")
+    assert outcome(sent) == [(10, False, 200, b"ok"), (11, True, 404, b"unknown label")]
+
+
+def test_a_batch_too_large_for_the_memory_is_answered_in_parts() -> None:
+    def handle(data: Any, context: Context) -> Any:
+        if len(data) > 2:
+            raise RuntimeError("CUDA out of memory")
+        return ["ok" for _ in data]
+
+    sent, _ = isolated(handle, *[b""] * 5)
+    assert [reply.failed for reply in sent] == [False] * 5
+
+
+@pytest.mark.parametrize("swallow", [lambda _data: None, lambda data: data[1:]], ids=["nothing", "too few"])
+def test_a_handler_that_swallows_the_error_is_found_out_too(swallow: Callable[[Any], Any]) -> None:
+    def handle(data: Any, context: Context) -> Any:
+        return swallow(data) if any(row["body"] == b"x" for row in data) else ["ok" for _ in data]
+
+    sent, _ = isolated(handle, b"x", b"a", b"b")
+    assert [(reply.job_id, reply.failed) for reply in sent] == [(10, True), (11, False), (12, False)]
+
+
+def test_one_result_that_cannot_be_sent_fails_alone_and_nothing_runs_again() -> None:
+    calls: list[int] = []
+
+    def handle(data: Any, context: Context) -> Any:
+        calls.append(len(data))
+        return ["a", {1, 2}, "c"]
+
+    sent, final = isolated(handle, b"", b"", b"")
+    assert (sent, calls) == ([], [3])
+    assert outcome(final) == [
+        (10, False, 200, b"a"),
+        (11, True, 503, b"Unsupported model output data type."),
+        (12, False, 200, b"c"),
+    ]
+
+
+def test_each_part_has_a_context_and_data_of_its_own() -> None:
+    seen: list[dict[int, str]] = []
+
+    def handle(data: Any, context: Context) -> Any:
+        assert context.metrics.request_ids == context.request_ids
+        assert [context.get_response_headers(index) for index in range(len(data))] == [{}] * len(data)
+        seen.append(dict(context.request_ids or {}))
+        context.set_all_response_status(418)
+        context.set_response_header(0, "X-A", "1")
+        values = [row.pop("body") for row in data]
+        if b"x" in values:
+            raise ValueError
+        return values
+
+    sent, _ = isolated(handle, b"a", b"b", b"x")
+    assert seen[0] == {0: "id-0", 1: "id-1", 2: "id-2"}
+    assert seen[1:] == [{0: "id-0"}, {0: "id-1", 1: "id-2"}, {0: "id-1"}, {0: "id-2"}]
+    assert [(reply.status, reply.body) for reply in sent[:2]] == [(418, b"a"), (418, b"b")]
+
+
+def test_a_batch_that_has_streamed_is_not_run_again() -> None:
+    sent: list[Reply] = []
+
+    def handle(data: Any, context: Context) -> Any:
+        stream(context, ["piece"], {0: "id-0"})
+        raise ValueError
+
+    final = serve(handle, sent, isolate_errors=True).predict(batch(b"", b""))
+    assert [(reply.job_id, reply.more) for reply in sent] == [(10, True)]
+    assert outcome(final) == [(id_, True, 503, b"Prediction failed") for id_ in (10, 11)]
+
+
+def test_what_the_failed_call_held_is_free_before_the_next() -> None:
+    held: list[weakref.ref[Any]] = []
+
+    class Tensor:
+        pass
+
+    def handle(data: Any, context: Context) -> Any:
+        assert all(reference() is None for reference in held)
+        tensor = Tensor()
+        held.append(weakref.ref(tensor))
+        if len(data) > 1:
+            raise MemoryError
+        return ["ok"]
+
+    sent, _ = isolated(handle, *[b""] * 4)
+    assert [reply.failed for reply in sent] == [False] * 4
+    assert len(held) == 7
+
+
+def test_a_handler_may_end_the_process_in_a_part_too() -> None:
+    def handle(data: Any, context: Context) -> Any:
+        raise ValueError if len(data) > 1 else SystemExit(3)
+
+    with pytest.raises(SystemExit):
+        isolated(handle, b"", b"")

@@ -1,0 +1,7 @@
+"""Old import path; the code is in :mod:`ts.testing`."""
+
+from __future__ import annotations
+
+from ts.testing import MockContext
+
+__all__ = ["MockContext"]
