@@ -13,6 +13,7 @@ import socket
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import cast
 
 from mariner.engines import Buffer, Exit, Process, Receiver, WorkerSpec
@@ -87,6 +88,7 @@ class _LocalProcess:
         self._errors: deque[str] = deque(maxlen=_LAST_LINES)
         self._child: asyncio.SubprocessTransport | None = None
         self._channel: asyncio.WriteTransport | None = None
+        self._fd = -1
         self._channel_lost = False
         self._child_exited = False
         self._code: int | None = None
@@ -100,9 +102,16 @@ class _LocalProcess:
         return pid or 0
 
     def send(self, buffers: Sequence[Buffer]) -> None:
-        if self._channel is not None and not self._channel_lost:
-            # Frames are many small buffers, and large bodies lie in shared memory: one copy is cheaper than a vector.
-            self._channel.write(b"".join(buffers))
+        channel = self._channel
+        if channel is None or self._channel_lost or channel.is_closing():
+            return
+        # Frames are many small buffers, and large bodies lie in shared memory: one copy is cheaper than a vector.
+        data = b"".join(buffers)
+        if not channel.get_write_buffer_size():  # as for answers to clients: the transport would do the same, dearer
+            with suppress(OSError):
+                data = data[os.write(self._fd, data) :]
+        if data:
+            channel.write(data)
 
     def finish(self) -> None:
         if self._channel is not None and not self._channel_lost and self._channel.can_write_eof():
@@ -119,6 +128,7 @@ class _LocalProcess:
 
     def channel_made(self, channel: asyncio.WriteTransport) -> None:
         self._channel = channel
+        self._fd = channel.get_extra_info("socket").fileno()
 
     def received(self, data: Buffer) -> None:
         self._receiver.received(data)
