@@ -37,6 +37,7 @@ __all__ = ["Server", "run"]
 
 log = logging.getLogger(__name__)
 
+FAREWELL = 0.1  # seconds in which open connections hear that they end; closed at once, one may hold an unread request
 ARRIVALS = 2.0  # seconds that requests which are arriving when the stop begins may take to be complete
 LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
 COLLECTIONS = (50_000, 20, 50)
@@ -136,6 +137,9 @@ class Server:
         if self._collector is not None:
             self._collector.cancel()
         deadline = time.monotonic() + self.config.drain_timeout
+        for _, listener in self.listeners:
+            listener.stop_listening()
+        await asyncio.sleep(FAREWELL)
         for _, listener in self.listeners:
             listener.stop_accepting()
         # Requests that are still arriving count as accepted, but a slow sender must not hold up the end for long.

@@ -72,8 +72,9 @@ class HttpListener:
             self._server = await loop.create_server(self._connect, sock=self._socket, backlog=_BACKLOG)
         self._sweeper = loop.create_task(self._sweep(), name=f"sweep {self.address}")
 
-    def stop_accepting(self) -> None:
-        """Takes no new connection and no new request on an open one; running requests go on."""
+    def stop_listening(self) -> None:
+        """Takes no new connection; each open one is told with its next answer that it is the last."""
+        self._connections.closing = True
         bound, self._socket = self._socket, None
         if bound is not None:
             if self._server is not None:
@@ -83,6 +84,10 @@ class HttpListener:
             if self.address.scheme is Scheme.UNIX:
                 with suppress(FileNotFoundError):
                     Path(self.address.path).unlink()
+
+    def stop_accepting(self) -> None:
+        """Takes no new connection and no new request on an open one; running requests go on."""
+        self.stop_listening()
         self._connections.close_when_idle()
 
     async def drain(self, timeout: float) -> bool:
