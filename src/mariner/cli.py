@@ -29,6 +29,7 @@ from mariner.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from mariner.launch import PidFile, StartReport
+    from mariner.logs import LogFiles
 
 __all__ = ["main", "torchserve"]
 
@@ -95,7 +96,7 @@ def _start(options: argparse.Namespace, flags: dict[str, str], pid_file: PidFile
         return start_background(_words(flags), pid_file, wait_for_models=options.wait, say=_say)
     pid_file.write(os.getpid())
     try:
-        return _run(config)
+        return _run(config, with_files=True)
     finally:
         pid_file.remove(os.getpid())
 
@@ -132,7 +133,7 @@ def _serve_in_background(words: list[str]) -> int:
     options = parser.parse_args(words)
     report = StartReport(options.ready_fd)
     try:
-        return _run(load_config(_flags(options), os.environ, Path.cwd()), report)
+        return _run(load_config(_flags(options), os.environ, Path.cwd()), report, with_files=True)
     except ConfigurationError as error:
         report.failed(_text(error))
         return 1
@@ -141,16 +142,32 @@ def _serve_in_background(words: list[str]) -> int:
         PidFile().remove(os.getpid())
 
 
-def _run(config: Config, report: StartReport | None = None) -> int:
+def _run(config: Config, report: StartReport | None = None, *, with_files: bool) -> int:
     """Runs the server in this process until it is told to stop.
+
+    Args:
+        config: the settings.
+        report: tells the command that started this process.
+        with_files: write TorchServe's log files.
 
     Raises:
         ConfigurationError: it cannot start as it is configured.
     """
     from mariner import logs  # noqa: PLC0415 - commands that do not serve do not log
-    from mariner.serve import run  # noqa: PLC0415 - nor do they import the server
 
     logs.configure(config)
+    files = _open_log_files(config) if with_files else None
+    try:
+        return _run_logged(config, report, files)
+    finally:
+        if files is not None:
+            files.close()
+
+
+def _run_logged(config: Config, report: StartReport | None, files: LogFiles | None) -> int:
+    from mariner import logs  # noqa: PLC0415 - as above
+    from mariner.serve import run  # noqa: PLC0415 - nor do they import the server
+
     log = logging.getLogger("mariner.serve")
     for warning in config.warnings:
         log.warning("%s", warning)
@@ -167,7 +184,7 @@ def _run(config: Config, report: StartReport | None = None) -> int:
             report.models_ready()
 
     try:
-        return run(config, on_ready=on_ready, on_models_ready=on_models_ready)
+        return run(config, on_ready=on_ready, on_models_ready=on_models_ready, log_files=files)
     except ConfigurationError:
         raise
     except Exception as error:
@@ -175,6 +192,23 @@ def _run(config: Config, report: StartReport | None = None) -> int:
         if report is not None:
             report.failed(f"The server has failed: {error!r}. The log has the details.")
         return 1
+
+
+def _open_log_files(config: Config) -> LogFiles | None:
+    """The files; None where they cannot be written, say in a read-only container: the console has it all, too.
+
+    Raises:
+        ConfigurationError: they cannot be written where somebody wants them.
+    """
+    from mariner.logs import LogFiles  # noqa: PLC0415 - as above
+
+    try:
+        return LogFiles(config.log_location, config.metrics_location)
+    except ConfigurationError as error:
+        if config.is_set("log_location") or config.is_set("metrics_location"):
+            raise
+        logging.getLogger("mariner.logs").warning("%s", error)
+        return None
 
 
 def _drain_timeout(flags: dict[str, str]) -> float:
@@ -204,7 +238,8 @@ def _serve(options: argparse.Namespace) -> int:
         raise ConfigurationError(rival)
     flags = _flags(options)
     flags.setdefault("config_snapshots", "false")  # this command leaves no files behind
-    return _run(load_config(flags, os.environ, Path.cwd()))
+    config = load_config(flags, os.environ, Path.cwd())
+    return _run(config, with_files=config.is_set("log_location"))
 
 
 def _config_docs(_options: argparse.Namespace) -> int:

@@ -30,6 +30,7 @@ from mariner.errors import ConfigurationError
 from mariner.http.app import App
 from mariner.http.connections import Limits
 from mariner.http.listener import HttpListener, bind
+from mariner.logs import LogFiles
 from mariner.metrics import METRICS, Definition, Metrics, MetricsMode, load_definitions
 from mariner.model_server import ModelServer
 
@@ -82,8 +83,12 @@ class Server:
         return next(listener.address for kinds, listener in self.listeners if kind in kinds)
 
     @classmethod
-    async def start(cls, config: Config) -> Server:
+    async def start(cls, config: Config, log_files: LogFiles | None = None) -> Server:
         """Binds the listeners, registers the initial models and starts to answer; workers load meanwhile.
+
+        Args:
+            config: the settings.
+            log_files: get a line for each answer; the caller's to close.
 
         Raises:
             ConfigurationError: it cannot start as it is configured.
@@ -110,9 +115,12 @@ class Server:
             if access.keys is not None:
                 undo.callback(access.keys.remove_file)
             listeners = []
+            access_log = log_files.access if log_files is not None and config.access_log else None
             for address, kinds, bound in bindings:
                 app = _make_app(config, models, access, kinds)
-                listener = HttpListener(address, app, bound=bound, limits=_limits(config), arena=arena)
+                listener = HttpListener(
+                    address, app, bound=bound, limits=_limits(config), arena=arena, access_log=access_log
+                )
                 undo.push_async_callback(listener.close)
                 listeners.append((kinds, listener))
             await models.load_initial_models(config.load_models)
@@ -240,6 +248,7 @@ def run(
     *,
     on_ready: Callable[[Sequence[str]], None],
     on_models_ready: Callable[[], None] = lambda: None,
+    log_files: LogFiles | None = None,
 ) -> int:
     """Serves until SIGTERM or SIGINT; returns the exit code of the process.
 
@@ -247,21 +256,27 @@ def run(
         config: the settings.
         on_ready: called as soon as the listeners answer, with the line for each that scripts wait for.
         on_models_ready: called when every initial model has its workers, or has failed to get them.
+        log_files: see :meth:`Server.start`.
 
     Raises:
         ConfigurationError: it cannot start as it is configured.
     """
     with asyncio.Runner(loop_factory=_event_loop_factory()) as runner:
-        return runner.run(_serve(config, on_ready, on_models_ready))
+        return runner.run(_serve(config, on_ready, on_models_ready, log_files))
 
 
-async def _serve(config: Config, on_ready: Callable[[Sequence[str]], None], on_models_ready: Callable[[], None]) -> int:
+async def _serve(
+    config: Config,
+    on_ready: Callable[[Sequence[str]], None],
+    on_models_ready: Callable[[], None],
+    log_files: LogFiles | None,
+) -> int:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     try:
-        server = await Server.start(config)
+        server = await Server.start(config, log_files)
     except OSError as error:
         raise ConfigurationError(f"The server cannot start: {error}") from error
     gc.collect()

@@ -428,11 +428,13 @@ class Config:
     )
     log_level: LogLevel = setting(LogLevel.INFO, ours=True, doc="Least important lines that are shown.")
     log_location: Path = setting(
-        Path("logs"), ours=True, inert=True, always_env="LOG_LOCATION", doc="Directory of log files and snapshots."
-    )
+        Path("logs"), ours=True, always_env="LOG_LOCATION",
+        doc="Directory of log files and snapshots. `mariner serve` writes files only where it is set.",
+    )  # fmt: skip
     metrics_location: Path = setting(
-        Path("logs"), ours=True, inert=True, always_env="METRICS_LOCATION", doc="Directory of metrics log files."
+        Path("logs"), ours=True, always_env="METRICS_LOCATION", doc="Directory of metrics log files."
     )
+    access_log: bool = setting(True, ours=True, doc="Writes a line for each answer to `access_log.log`.")
 
     token_authorization: TokenAuthorization = setting(
         TokenAuthorization.AUTO, heading="Access", ours=True,

@@ -11,7 +11,10 @@ from mariner.bodies import Arena
 from mariner.errors import MarinerError
 from mariner.http.exchange import Exchange, HeaderPairs
 
-__all__ = ["Application", "Connection", "Connections", "Limits"]
+__all__ = ["AccessLog", "Application", "Connection", "Connections", "Limits"]
+
+AccessLog = Callable[[bytes, bytes, int, float], None]
+"""Takes a client's address, its request line, the status of the answer, and the seconds it took."""
 
 _READ_SIZE = 65_536  # what one read may bring; also bounds how many pipelined requests arrive at once
 
@@ -96,12 +99,21 @@ class Connections:
         limits: applied to every connection.
         arena: shared memory for large bodies; None keeps them in this process.
         clock: monotonic seconds; read by :meth:`sweep` only, so deadlines are as exact as sweeps are frequent.
+        access_log: told of each answer; None if nobody wants to know.
     """
 
-    def __init__(self, app: Application, limits: Limits, arena: Arena | None, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        app: Application,
+        limits: Limits,
+        arena: Arena | None,
+        clock: Callable[[], float],
+        access_log: AccessLog | None = None,
+    ) -> None:
         self.app = app
         self.limits = limits
         self.arena = arena
+        self.access_log = access_log
         # One buffer for all: between get_buffer() and buffer_updated() nothing else runs, and the parser copies.
         self.buffer = memoryview(bytearray(_READ_SIZE))
         self.heads = Heads()

@@ -18,7 +18,7 @@ from mariner.address import Address, Scheme
 from mariner.bodies import Arena
 from mariner.errors import ConfigurationError
 from mariner.http.app import App
-from mariner.http.connections import Connections, Limits
+from mariner.http.connections import AccessLog, Connections, Limits
 from mariner.http.protocol import HttpProtocol
 
 __all__ = ["HttpListener", "bind"]
@@ -37,6 +37,7 @@ class HttpListener:
         limits: what one client may ask for.
         arena: shared memory for large bodies.
         clock: monotonic seconds.
+        access_log: told of each answer.
     """
 
     def __init__(
@@ -48,10 +49,11 @@ class HttpListener:
         limits: Limits | None = None,
         arena: Arena | None = None,
         clock: Callable[[], float] = time.monotonic,
+        access_log: AccessLog | None = None,
     ) -> None:
         self.address = address
         self._app = app
-        self._connections = Connections(app, limits or Limits(), arena, clock)
+        self._connections = Connections(app, limits or Limits(), arena, clock, access_log)
         self._socket = bound
         self._server: asyncio.Server | None = None
         self._sweeper: asyncio.Task[None] | None = None

@@ -14,6 +14,7 @@ from collections import deque
 from contextlib import suppress
 from enum import IntEnum
 from math import inf
+from time import monotonic
 from typing import cast
 
 import httptools
@@ -61,10 +62,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._limits = connections.limits
         self.default_headers = connections.app.default_headers
         self.answered = connections.app.finished
+        self._access_log = connections.access_log
+        if self._access_log is not None:
+            self.answered = self._answered
+        self._handed_over = 0.0  # when the application got the running request
         self._transport: asyncio.Transport | None = None
         self._fd = -1
         self._parser = httptools.HttpRequestParser(self)
         self._peer = "unix"
+        self._client = b"127.0.0.1"  # as the access log shows it
         self._deadline = inf
 
         # what is being received
@@ -102,6 +108,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         peername = transport.get_extra_info("peername")
         if isinstance(peername, tuple):
             self._peer = str(peername[0])
+            host = f"[{self._peer}]" if ":" in self._peer else self._peer
+            self._client = f"/{host}:{peername[1]}".encode()
         connections = self._connections
         connections.add(self)
         socket = transport.get_extra_info("socket")
@@ -403,6 +411,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         app, queue = self._app, self._queue
         while queue and self._active is None and not self._blocked:
             exchange = self._active = queue.popleft()
+            if self._access_log is not None:
+                self._handed_over = monotonic()
             if exchange.error is None:
                 app.handle(exchange)
             else:
@@ -439,6 +449,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 data = data[os.write(self._fd, data) :]
         if data:
             transport.write(data)
+
+    def _answered(self, status: int) -> None:
+        self._app.finished(status)
+        exchange = self._active
+        if exchange is not None and self._access_log is not None:
+            protocol = b"HTTP/1.0" if exchange.http10 else b"HTTP/1.1"
+            request = b"%b %b %b" % (exchange.method.encode(), exchange.target, protocol)
+            self._access_log(self._client, request, status, monotonic() - self._handed_over)
 
     def finished(self, exchange: Exchange) -> None:
         self._active = None

@@ -26,7 +26,7 @@ SOURCES = Path(__file__).parents[3] / "src"
 STAND_IN = """
 import os, signal, sys, types
 
-def run(config, *, on_ready, on_models_ready):
+def run(config, *, on_ready, on_models_ready, log_files=None):
     from mariner.errors import ConfigurationError
     behaviour = os.environ.get("BEHAVIOUR", "")
     if behaviour == "refuse":
@@ -472,7 +472,7 @@ def test_ctrl_c_is_an_exit_status(here: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_a_refusal_of_mariner_goes_to_stderr(
     here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refused(_config: Config, _report: object = None) -> int:
+    def refused(_config: Config, _report: object = None, *, with_files: bool) -> int:
         raise ConfigurationError("Failed to bind.", hint="Stop the other one.")
 
     monkeypatch.setattr(cli, "_run", refused)

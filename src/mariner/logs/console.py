@@ -1,4 +1,4 @@
-"""Lines on the console, of the server and of its workers. What is worth a line is decided where it happens."""
+"""Lines on the console, of the server and of its workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from mariner.config import Config, LogFormat
 
-__all__ = ["MODEL_LOG", "STARTED", "announce", "configure", "relay"]
+__all__ = ["CONTROL", "MODEL_LOG", "SOURCE", "STARTED", "announce", "configure", "relay"]
 
 if TYPE_CHECKING:
     _Handler = logging.StreamHandler[TextIO]
@@ -24,10 +24,10 @@ MODEL_LOG: Final = "MODEL_LOG"
 STARTED: Final = "Model server started."
 """The line scripts wait for; on a console it stands alone, without time and level."""
 
-_SOURCE, _BARE = "source", "bare"  # attributes of our records: who wrote a worker's line; "as it is, please"
-_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", _SOURCE, _BARE}
+SOURCE, _BARE = "source", "bare"  # attributes of our records: who wrote a worker's line; "as it is, please"
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", SOURCE, _BARE}
 # One event is one line, and no client can write a second one or speak to the terminal.
-_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) != "\t"}
+CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) != "\t"}
 
 
 def configure(config: Config, stream: TextIO | None = None) -> None:
@@ -55,7 +55,7 @@ def relay(worker_name: str, stream_name: str, line: str) -> None:
         line: what it printed, with or without the line end.
     """
     level = logging.WARNING if stream_name == "stderr" else logging.INFO
-    logging.getLogger(MODEL_LOG).log(level, "%s", line.rstrip("\r\n"), extra={_SOURCE: f"{worker_name}-{stream_name}"})
+    logging.getLogger(MODEL_LOG).log(level, "%s", line.rstrip("\r\n"), extra={SOURCE: f"{worker_name}-{stream_name}"})
 
 
 def announce(line: str) -> None:
@@ -82,14 +82,14 @@ class _ConsoleFormatter(logging.Formatter):
     """``2026-01-31T12:00:00,123 INFO  serve - text``; a traceback follows on lines of its own."""
 
     def format(self, record: logging.LogRecord) -> str:
-        text = record.getMessage().translate(_CONTROL)
+        text = record.getMessage().translate(CONTROL)
         if getattr(record, _BARE, False):
             return text
-        source = getattr(record, _SOURCE, None) or record.name.removeprefix("mariner.")
+        source = getattr(record, SOURCE, None) or record.name.removeprefix("mariner.")
         time = datetime.fromtimestamp(record.created, tz=UTC).astimezone()
         line = f"{time:%Y-%m-%dT%H:%M:%S},{int(record.msecs):03d} {record.levelname:<7} {source} - {text}"
         if record.exc_info:
-            line += f"\n{self.formatException(record.exc_info).translate(_CONTROL | {10: chr(10)})}"
+            line += f"\n{self.formatException(record.exc_info).translate(CONTROL | {10: chr(10)})}"
         return line
 
 
@@ -103,7 +103,7 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "message": record.getMessage(),
         }
-        if source := getattr(record, _SOURCE, None):
+        if source := getattr(record, SOURCE, None):
             event["worker"], _, event["stream"] = source.rpartition("-")
         event |= {name: value for name, value in vars(record).items() if name not in _KNOWN}
         if record.exc_info:
