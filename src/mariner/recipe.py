@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
 from mariner.archive.read import Archive
 from mariner.config import Config
-from mariner.engines import WorkerSpec
+from mariner.engines import THREAD_VARIABLES, WorkerSpec
 from mariner.model_settings import ModelSettings
 from ts.wire import Load
 
 __all__ = ["Recipe", "make_recipe", "worker_environment"]
+
+_MENTIONS_TORCH = re.compile(rb"torch|transformers")  # whatever else builds on PyTorch is rarely used without its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,10 +93,15 @@ def make_recipe(
             async_communication=settings.overlap > 0,
         )
 
+    warm = (
+        config.warm_start
+        and _imports_torch(archive)
+        and not (config.install_py_dep_per_model and archive.manifest.requirements_file)
+    )  # what is imported already cannot be taken from the packages of the model
     return Recipe(
         model=name,
         version=version,
-        spec=lambda id_: WorkerSpec(f"W-{id_}-{name}_{version}", python, environment),
+        spec=lambda id_: WorkerSpec(f"W-{id_}-{name}_{version}", python, environment, warm),
         load=load,
         next_id=next_id,
         response_timeout=settings.response_timeout,
@@ -100,6 +109,18 @@ def make_recipe(
         retry_window=settings.retry_window,
         overlap=settings.overlap,
     )
+
+
+def _imports_torch(archive: Archive) -> bool:
+    """A guess. A wrong yes costs a start without PyTorch its quickness, a wrong no the memory that could be shared."""
+    sources = list(archive.model_dir.glob("*.py"))
+    if not sources:
+        return True  # a built-in handler
+    for source in sources:
+        with suppress(OSError):
+            if _MENTIONS_TORCH.search(source.read_bytes()):
+                return True
+    return False
 
 
 def worker_environment(base: Mapping[str, str], config: Config, threads: int) -> dict[str, str]:
@@ -111,7 +132,7 @@ def worker_environment(base: Mapping[str, str], config: Config, threads: int) ->
         threads: threads that numeric libraries may use, unless the environment says so already.
     """
     environment = dict(base)
-    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    for name in THREAD_VARIABLES:
         environment.setdefault(name, str(threads))
     environment["TS_DECODE_INPUT_REQUEST"] = str(config.decode_input_request).lower()
     environment["TS_IPEX_ENABLE"] = str(config.ipex_enable).lower()

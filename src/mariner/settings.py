@@ -345,7 +345,7 @@ class Config:
         doc="How long a busy worker looks for its next request before it sleeps, where processors are to spare.",
     )  # fmt: skip
     warm_start: bool = setting(
-        True, ours=True, inert=True, doc="Forks workers from a process that has imported PyTorch already."
+        True, ours=True, doc="Forks workers that use PyTorch from a process that has imported it already."
     )
     initial_worker_port: int = setting(9000, minimum=0, doc="Id of the first worker; ids only grow.")
     initial_distribution_port: int = setting(

@@ -249,6 +249,9 @@ class FakeEngine:
         async with self._loading:
             self._loading.notify_all()
 
+    def close(self) -> None:
+        """Nothing is kept."""
+
     async def start(self, spec: WorkerSpec, receiver: Receiver) -> FakeProcess:
         """See :class:`mariner.engines.Engine`."""
         if self.fails is not None:

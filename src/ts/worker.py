@@ -42,7 +42,7 @@ from ts.wire import (
     encode_reply,
 )
 
-__all__ = ["Outbox", "Samples", "Worker", "main"]
+__all__ = ["Outbox", "Samples", "Worker", "detach", "main", "run"]
 
 RECEIVE_SIZE = 1 << 18  # bytes; a frame of 64 small requests fits several times
 HELD_SECONDS = 0.0005  # replies wait for those of the next batch this long: one write for many
@@ -360,23 +360,28 @@ def _exit_within(seconds: float, status: int) -> None:
     timer.start()
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a worker on inherited file descriptors; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="ts.worker", description="Worker process; started by the server.")
-    parser.add_argument("--socket-fd", type=int, required=True, help="one end of a Unix stream socket pair")
-    parser.add_argument("--status-fd", type=int, required=True, help="eight bytes of shared memory")
-    parser.add_argument("--bodies-fd", type=int, help="shared memory with request bodies")
-    given = parser.parse_args(arguments)
-
+def detach() -> None:
+    """Makes this process live and die with its server, and import nothing from where that was started."""
     if sys.path[0] == str(Path.cwd()) and not getattr(sys.flags, "safe_path", False):
         del sys.path[0]  # "python -m" put it there; nothing where the server was started may hide a module
     # Ctrl-C reaches the whole process group; the server decides what happens then.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
+
+
+def run(socket_fd: int, status_fd: int, bodies_fd: int | None) -> int:
+    """Runs a worker on inherited file descriptors; returns the exit status.
+
+    Args:
+        socket_fd: one end of a Unix stream socket pair.
+        status_fd: eight bytes of shared memory.
+        bodies_fd: shared memory with request bodies.
+    """
+    detach()
     _configure_output()
-    connection = _inherited_socket(given.socket_fd)
-    status = _map(given.status_fd, 8, mmap.PROT_READ | mmap.PROT_WRITE)
-    bodies = None if given.bodies_fd is None else memoryview(_map(given.bodies_fd, 0, mmap.PROT_READ))
+    connection = _inherited_socket(socket_fd)
+    status = _map(status_fd, 8, mmap.PROT_READ | mmap.PROT_WRITE)
+    bodies = None if bodies_fd is None else memoryview(_map(bodies_fd, 0, mmap.PROT_READ))
     code = 1
     try:
         code = Worker(connection, status, bodies).run()
@@ -386,6 +391,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         connection.close()
         _exit_within(EXIT_SECONDS, code)
     return code
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a worker on the file descriptors that the command line names; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="ts.worker", description="Worker process; started by the server.")
+    parser.add_argument("--socket-fd", type=int, required=True, help="one end of a Unix stream socket pair")
+    parser.add_argument("--status-fd", type=int, required=True, help="eight bytes of shared memory")
+    parser.add_argument("--bodies-fd", type=int, help="shared memory with request bodies")
+    given = parser.parse_args(arguments)
+    return run(given.socket_fd, given.status_fd, given.bodies_fd)
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-__all__ = ["Buffer", "Engine", "Exit", "Process", "Receiver", "WorkerSpec"]
+__all__ = ["THREAD_VARIABLES", "Buffer", "Engine", "Exit", "Process", "Receiver", "WorkerSpec"]
 
 Buffer = bytes | bytearray | memoryview
+
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+"""Variables that say how many threads the numeric libraries of a process may use."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,11 +25,13 @@ class WorkerSpec:
         name: how logs call the worker, for example ``W-9000-digits_1.0``.
         python: interpreter.
         environment: the whole environment of the process.
+        warm: it will import PyTorch, so it may come from a process that has done so.
     """
 
     name: str
     python: str
     environment: Mapping[str, str] = field(repr=False)
+    warm: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,3 +93,6 @@ class Engine(Protocol):
         Raises:
             OSError: the process cannot be created.
         """
+
+    def close(self) -> None:
+        """Ends what the engine keeps beside the processes it has started; those have ended by now."""

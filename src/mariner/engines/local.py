@@ -7,18 +7,24 @@ the arena of large bodies. Its output is handed on line by line.
 from __future__ import annotations
 
 import asyncio
+import logging
 import mmap
 import os
 import socket
 import struct
+import sys
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from typing import cast
 
-from mariner.engines import Buffer, Exit, Process, Receiver, WorkerSpec
+from mariner.engines import THREAD_VARIABLES, Buffer, Exit, Process, Receiver, WorkerSpec
+from mariner.engines.template import Child, WarmTemplate
 
 __all__ = ["LocalEngine"]
+
+log = logging.getLogger(__name__)
 
 _LAST_LINES = 50  # kept of each worker's standard error, to tell why it died
 _LINE_LIMIT = 16_384  # bytes; a longer line is handed on in pieces, so that output without newlines costs no memory
@@ -30,7 +36,7 @@ OutputSink = Callable[[str, str, str], None]
 
 
 class LocalEngine:
-    """Starts workers with ``python -m ts.worker``.
+    """Starts workers with ``python -m ts.worker``, or forks them from the warm template where that will do.
 
     Args:
         on_output: takes each line the workers print.
@@ -40,10 +46,13 @@ class LocalEngine:
     def __init__(self, on_output: OutputSink, bodies_fd: int | None = None) -> None:
         self._on_output = on_output
         self._bodies_fd = bodies_fd
+        self._template: asyncio.Task[WarmTemplate] | None = None
+        self._template_environment: dict[str, str] = {}
+        self._template_works = True
 
     async def start(self, spec: WorkerSpec, receiver: Receiver) -> Process:
         """Starts a child process; see :class:`mariner.engines.Engine`."""
-        loop = asyncio.get_running_loop()
+        template = await self._template_for(spec)
         ours, theirs = socket.socketpair()
         status_fd = os.memfd_create(f"mariner-{spec.name}", os.MFD_CLOEXEC)
         os.ftruncate(status_fd, mmap.PAGESIZE)
@@ -53,20 +62,12 @@ class LocalEngine:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
             fds = [theirs.fileno(), status_fd]
-            command = [spec.python, "-m", "ts.worker", "--socket-fd", str(fds[0]), "--status-fd", str(fds[1])]
-            if self._bodies_fd is not None:
-                fds.append(self._bodies_fd)
-                command += ["--bodies-fd", str(self._bodies_fd)]
-            await loop.subprocess_exec(
-                lambda: _Output(process),
-                *command,
-                stdin=asyncio.subprocess.DEVNULL,
-                cwd="/",  # never the server's directory: its files would be importable
-                env=dict(spec.environment),
-                pass_fds=fds,
-            )
+            if template is None:
+                await self._spawn(spec, process, fds)
+            else:
+                await self._fork(template, spec, process, fds)
             ours.setblocking(False)
-            await loop.create_connection(lambda: _Channel(process), sock=ours)
+            await asyncio.get_running_loop().create_connection(lambda: _Channel(process), sock=ours)
         except BaseException:
             ours.close()
             process.kill()
@@ -75,6 +76,78 @@ class LocalEngine:
             theirs.close()
             os.close(status_fd)
         return process
+
+    def close(self) -> None:
+        """Ends the template."""
+        template, self._template = self._template, None
+        if template is not None:
+            template.cancel()
+            if template.done() and not template.cancelled() and template.exception() is None:
+                template.result().close()
+
+    async def _spawn(self, spec: WorkerSpec, process: _LocalProcess, fds: list[int]) -> None:
+        command = [spec.python, "-m", "ts.worker", "--socket-fd", str(fds[0]), "--status-fd", str(fds[1])]
+        if self._bodies_fd is not None:
+            fds = [*fds, self._bodies_fd]
+            command += ["--bodies-fd", str(self._bodies_fd)]
+        await asyncio.get_running_loop().subprocess_exec(
+            lambda: _Output(process),
+            *command,
+            stdin=asyncio.subprocess.DEVNULL,
+            cwd="/",  # never the server's directory: its files would be importable
+            env=dict(spec.environment),
+            pass_fds=fds,
+        )
+
+    async def _fork(self, template: WarmTemplate, spec: WorkerSpec, process: _LocalProcess, fds: list[int]) -> None:
+        output = _Output(process)
+        loop = asyncio.get_running_loop()
+        with ExitStack() as ends:
+            for number in (1, 2):
+                read_end, write_end = os.pipe()
+                ends.callback(os.close, write_end)
+                fds = [*fds, write_end]
+                await loop.connect_read_pipe(partial(_Pipe, output, number), os.fdopen(read_end, "rb", 0))
+            if self._bodies_fd is not None:
+                fds.append(self._bodies_fd)
+            process.attach(await template.fork(spec.environment, fds, process.child_exited))
+
+    async def _template_for(self, spec: WorkerSpec) -> WarmTemplate | None:
+        """The template that this process can be forked from; None if it has to start by itself."""
+        if not (spec.warm and self._template_works and spec.python == sys.executable):
+            return None
+        environment = {name: value for name, value in spec.environment.items() if name not in THREAD_VARIABLES}
+        if self._template is None or (self._template.done() and not self._template.result().alive):
+            self._template_environment = environment
+            starting = WarmTemplate.start(
+                spec.python, spec.environment, lambda: _Output(_TemplateOutput(self._on_output))
+            )
+            self._template = asyncio.create_task(starting, name="warm template")
+        if environment != self._template_environment:
+            return None
+        try:
+            return await asyncio.shield(self._template)
+        except (OSError, TimeoutError) as error:
+            if self._template_works:
+                log.warning("Workers start without a warm template: %s", error)
+            self._template_works = False
+            return None
+
+
+class _TemplateOutput:
+    """Hands on what the template prints; its end is told on its socket."""
+
+    def __init__(self, on_output: OutputSink) -> None:
+        self._on_output = on_output
+
+    def attach(self, child: Child) -> None: ...
+
+    def line(self, stream: str, text: str) -> None:
+        self._on_output("template", stream, text)
+
+    def child_exited(self) -> None: ...
+
+    def release(self) -> None: ...
 
 
 class _LocalProcess:
@@ -86,7 +159,7 @@ class _LocalProcess:
         self._status = status
         self._on_output = on_output
         self._errors: deque[str] = deque(maxlen=_LAST_LINES)
-        self._child: asyncio.SubprocessTransport | None = None
+        self._child: Child | None = None
         self._channel: asyncio.WriteTransport | None = None
         self._fd = -1
         self._channel_lost = False
@@ -123,7 +196,7 @@ class _LocalProcess:
 
     # -- what the transports call ---------------------------------------------------------------------------------
 
-    def attach(self, child: asyncio.SubprocessTransport) -> None:
+    def attach(self, child: Child) -> None:
         self._child = child
 
     def channel_made(self, channel: asyncio.WriteTransport) -> None:
@@ -190,7 +263,7 @@ class _Output(asyncio.SubprocessProtocol):
 
     _STREAMS = {1: "stdout", 2: "stderr"}  # noqa: RUF012  (never changed)
 
-    def __init__(self, process: _LocalProcess) -> None:
+    def __init__(self, process: _LocalProcess | _TemplateOutput) -> None:
         self._process = process
         self._rest = {1: b"", 2: b""}
 
@@ -215,3 +288,17 @@ class _Output(asyncio.SubprocessProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         self._process.release()
+
+
+class _Pipe(asyncio.Protocol):
+    """Our end of one stream of a forked process."""
+
+    def __init__(self, output: _Output, number: int) -> None:
+        self._output = output
+        self._number = number
+
+    def data_received(self, data: bytes) -> None:
+        self._output.pipe_data_received(self._number, data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._output.pipe_connection_lost(self._number, exc)
