@@ -445,7 +445,7 @@ class ModelServer:
         for version in versions:
             self.registry.remove(version)
             await asyncio.to_thread(version.archive.remove, keep_download=True)
-        self._engine.close()
+        await self._engine.close()
         return all(in_time)
 
 

@@ -249,7 +249,7 @@ class FakeEngine:
         async with self._loading:
             self._loading.notify_all()
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Nothing is kept."""
 
     async def start(self, spec: WorkerSpec, receiver: Receiver) -> FakeProcess:

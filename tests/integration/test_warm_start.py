@@ -203,4 +203,4 @@ asyncio.run(main())
 
 async def test_a_template_that_cannot_start_is_an_error() -> None:
     with pytest.raises(OSError, match="ended"):
-        await WarmTemplate.start("/bin/false", {}, asyncio.SubprocessProtocol)
+        await WarmTemplate.start("/bin/false", {}, lambda stream, line: None)

@@ -94,5 +94,5 @@ class Engine(Protocol):
             OSError: the process cannot be created.
         """
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends what the engine keeps beside the processes it has started; those have ended by now."""

@@ -20,14 +20,14 @@ from functools import partial
 from typing import cast
 
 from mariner.engines import THREAD_VARIABLES, Buffer, Exit, Process, Receiver, WorkerSpec
-from mariner.engines.template import Child, WarmTemplate
+from mariner.engines.output import Child, Output, Pipe
+from mariner.engines.template import WarmTemplate
 
 __all__ = ["LocalEngine"]
 
 log = logging.getLogger(__name__)
 
 _LAST_LINES = 50  # kept of each worker's standard error, to tell why it died
-_LINE_LIMIT = 16_384  # bytes; a longer line is handed on in pieces, so that output without newlines costs no memory
 _SOCKET_BUFFER = 1 << 20  # bytes; a frame of ordinary requests fits, so that neither side waits for the other
 _EXIT_GRACE = 1.0  # seconds that a process may live after it closed its socket
 
@@ -77,13 +77,14 @@ class LocalEngine:
             os.close(status_fd)
         return process
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends the template."""
         template, self._template = self._template, None
-        if template is not None:
-            template.cancel()
-            if template.done() and not template.cancelled() and template.exception() is None:
-                template.result().close()
+        if template is None:
+            return
+        template.cancel()
+        with suppress(asyncio.CancelledError, OSError, TimeoutError):
+            await (await template).close()
 
     async def _spawn(self, spec: WorkerSpec, process: _LocalProcess, fds: list[int]) -> None:
         command = [spec.python, "-m", "ts.worker", "--socket-fd", str(fds[0]), "--status-fd", str(fds[1])]
@@ -91,7 +92,7 @@ class LocalEngine:
             fds = [*fds, self._bodies_fd]
             command += ["--bodies-fd", str(self._bodies_fd)]
         await asyncio.get_running_loop().subprocess_exec(
-            lambda: _Output(process),
+            lambda: Output(process),
             *command,
             stdin=asyncio.subprocess.DEVNULL,
             cwd="/",  # never the server's directory: its files would be importable
@@ -100,14 +101,14 @@ class LocalEngine:
         )
 
     async def _fork(self, template: WarmTemplate, spec: WorkerSpec, process: _LocalProcess, fds: list[int]) -> None:
-        output = _Output(process)
+        output = Output(process)
         loop = asyncio.get_running_loop()
         with ExitStack() as ends:
             for number in (1, 2):
                 read_end, write_end = os.pipe()
                 ends.callback(os.close, write_end)
                 fds = [*fds, write_end]
-                await loop.connect_read_pipe(partial(_Pipe, output, number), os.fdopen(read_end, "rb", 0))
+                await loop.connect_read_pipe(partial(Pipe, output, number), os.fdopen(read_end, "rb", 0))
             if self._bodies_fd is not None:
                 fds.append(self._bodies_fd)
             process.attach(await template.fork(spec.environment, fds, process.child_exited))
@@ -119,9 +120,7 @@ class LocalEngine:
         environment = {name: value for name, value in spec.environment.items() if name not in THREAD_VARIABLES}
         if self._template is None or (self._template.done() and not self._template.result().alive):
             self._template_environment = environment
-            starting = WarmTemplate.start(
-                spec.python, spec.environment, lambda: _Output(_TemplateOutput(self._on_output))
-            )
+            starting = WarmTemplate.start(spec.python, spec.environment, partial(self._on_output, "template"))
             self._template = asyncio.create_task(starting, name="warm template")
         if environment != self._template_environment:
             return None
@@ -132,22 +131,6 @@ class LocalEngine:
                 log.warning("Workers start without a warm template: %s", error)
             self._template_works = False
             return None
-
-
-class _TemplateOutput:
-    """Hands on what the template prints; its end is told on its socket."""
-
-    def __init__(self, on_output: OutputSink) -> None:
-        self._on_output = on_output
-
-    def attach(self, child: Child) -> None: ...
-
-    def line(self, stream: str, text: str) -> None:
-        self._on_output("template", stream, text)
-
-    def child_exited(self) -> None: ...
-
-    def release(self) -> None: ...
 
 
 class _LocalProcess:
@@ -256,49 +239,3 @@ class _Channel(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002  (the exit says more)
         self._process.channel_lost()
-
-
-class _Output(asyncio.SubprocessProtocol):
-    """The child's output, cut into lines."""
-
-    _STREAMS = {1: "stdout", 2: "stderr"}  # noqa: RUF012  (never changed)
-
-    def __init__(self, process: _LocalProcess | _TemplateOutput) -> None:
-        self._process = process
-        self._rest = {1: b"", 2: b""}
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._process.attach(cast("asyncio.SubprocessTransport", transport))
-
-    def pipe_data_received(self, fd: int, data: bytes) -> None:
-        *lines, rest = (self._rest[fd] + data).split(b"\n")
-        if len(rest) > _LINE_LIMIT:
-            lines.append(rest)
-            rest = b""
-        self._rest[fd] = rest
-        for line in lines:
-            self._process.line(self._STREAMS[fd], line.decode("utf-8", "replace").rstrip("\r"))
-
-    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
-        if self._rest.get(fd):
-            self._process.line(self._STREAMS[fd], self._rest.pop(fd).decode("utf-8", "replace"))
-
-    def process_exited(self) -> None:
-        self._process.child_exited()
-
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
-        self._process.release()
-
-
-class _Pipe(asyncio.Protocol):
-    """Our end of one stream of a forked process."""
-
-    def __init__(self, output: _Output, number: int) -> None:
-        self._output = output
-        self._number = number
-
-    def data_received(self, data: bytes) -> None:
-        self._output.pipe_data_received(self._number, data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._output.pipe_connection_lost(self._number, exc)

@@ -14,27 +14,18 @@ import socket
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any
 
-__all__ = ["Child", "ForkedChild", "WarmTemplate"]
+from mariner.engines.output import Child, Output
+
+__all__ = ["ForkedChild", "WarmTemplate"]
 
 log = logging.getLogger(__name__)
 
 _MESSAGE_SIZE = 65_536  # bytes; answers are much shorter
 _SOCKET_BUFFER = 1 << 20  # bytes; a request carries an environment
+_EXIT_GRACE = 1.0  # seconds for the template's output to end when it has
 _START_TIMEOUT = 120.0  # seconds to import PyTorch, on a slow disk the first time
-
-
-class Child(Protocol):
-    """A process, however it came to be; an ``asyncio.SubprocessTransport`` is one."""
-
-    def get_pid(self) -> int | None: ...
-
-    def get_returncode(self) -> int | None: ...
-
-    def kill(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class ForkedChild:
@@ -84,30 +75,33 @@ class WarmTemplate:
 
     Args:
         control: our end of the socket pair.
+        on_output: takes the name of a stream and a line that the process printed.
 
     Attributes:
         alive: it can be asked.
     """
 
-    def __init__(self, control: socket.socket) -> None:
+    def __init__(self, control: socket.socket, on_output: Callable[[str, str], None]) -> None:
         self.alive = True
+        self.line = on_output
         self._control = control
         self._ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._requests: deque[tuple[asyncio.Future[ForkedChild], Callable[[], None]]] = deque()  # not answered yet
         self._children: dict[int, ForkedChild] = {}
-        self._transport: asyncio.SubprocessTransport | None = None
+        self._process: Child | None = None
+        self._gone = asyncio.Event()
         asyncio.get_running_loop().add_reader(control.fileno(), self._readable)
 
     @classmethod
     async def start(
-        cls, python: str, environment: Mapping[str, str], protocol: Callable[[], asyncio.SubprocessProtocol]
+        cls, python: str, environment: Mapping[str, str], on_output: Callable[[str, str], None]
     ) -> WarmTemplate:
         """Starts the process and waits until it has imported PyTorch.
 
         Args:
             python: interpreter.
             environment: of the process.
-            protocol: takes its output.
+            on_output: takes the name of a stream and a line that the process printed.
 
         Raises:
             OSError: it cannot be started, or ended before it was ready.
@@ -116,22 +110,21 @@ class WarmTemplate:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
         ours.setblocking(False)
-        template = cls(ours)
+        template = cls(ours, on_output)
         try:
-            template._transport, _ = await asyncio.get_running_loop().subprocess_exec(
-                protocol,
+            await asyncio.get_running_loop().subprocess_exec(
+                lambda: Output(template),
                 *(python, "-m", "ts.template", "--control-fd", str(theirs.fileno())),
                 stdin=asyncio.subprocess.DEVNULL,
                 cwd="/",  # never the server's directory: its files would be importable
                 env=dict(environment),
                 pass_fds=[theirs.fileno()],
             )
-        finally:
             theirs.close()
-        try:
-            await asyncio.wait_for(template._ready, _START_TIMEOUT)
+            await asyncio.wait_for(asyncio.shield(template._ready), _START_TIMEOUT)
         except BaseException:
-            template.close()
+            theirs.close()
+            await template.close()
             raise
         return template
 
@@ -153,15 +146,39 @@ class WarmTemplate:
         self._requests.append((answer, on_exit))
         return await asyncio.shield(answer)  # it will come, and takes its place in the order, whoever still waits
 
-    def close(self) -> None:
-        """Ends the template; its children, if there are any left, end with it."""
+    async def close(self) -> None:
+        """Ends the template, and with it the children that are left; waits for its end."""
+        self._end()
+        if self._process is not None:
+            with suppress(TimeoutError):  # a process that a model left behind may hold its output open
+                await asyncio.wait_for(self._gone.wait(), _EXIT_GRACE)
+
+    # -- what its output tells ----------------------------------------------------------------------------------------
+
+    def attach(self, child: Child) -> None:
+        """The process runs."""
+        self._process = child
+
+    def child_exited(self) -> None:
+        """It has ended, which the socket tells, too."""
+
+    def release(self) -> None:
+        """It has ended and its output is read."""
+        if self._process is not None:
+            self._process.close()
+        self._gone.set()
+
+    # -- what it says on the socket -----------------------------------------------------------------------------------
+
+    def _end(self) -> None:
         if not self.alive:
             return
         self.alive = False
         asyncio.get_running_loop().remove_reader(self._control.fileno())
         self._control.close()
-        if self._transport is not None:
-            self._transport.close()  # which kills it
+        if self._process is not None:
+            with suppress(ProcessLookupError):
+                self._process.kill()
         lost = OSError("The warm template has ended.")
         waiting: list[asyncio.Future[Any]] = [self._ready, *(answer for answer, _ in self._requests)]
         for future in waiting:
@@ -184,7 +201,7 @@ class WarmTemplate:
         if not data:
             if self._children:
                 log.warning("The warm template has ended, and its %d workers with it.", len(self._children))
-            self.close()
+            self._end()
             return
         self._handle(json.loads(data), fds)
 
