@@ -30,6 +30,7 @@ from mariner.settings import (
     Source,
     TokenAuthorization,
 )
+from mariner.snapshot_files import newest_snapshot, snapshot_directory
 
 __all__ = [
     "SETTINGS",
@@ -55,6 +56,8 @@ __all__ = [
 ]
 
 _PLACEHOLDER = re.compile(r"\$\$([^$]{2,})\$\$")
+_DEFAULT_FILE = "config.properties"
+_NEWEST_SNAPSHOT = Origin(Source.DEFAULT, "newest snapshot")
 _CLOSE = 0.75  # likeness from which a name is taken for a misspelt one
 
 
@@ -71,7 +74,8 @@ def load_config(flags: Mapping[str, str], environ: Mapping[str, str], cwd: Path)
     """
     warnings: list[str] = []
     path, path_origin = _find_file(flags, environ, cwd)
-    properties = _read_file(path, environ) if path else {}
+    written = _read_file(path) if path else {}
+    properties = {key: _expand(key, value, path, environ) for key, value in written.items()} if path else {}
     found, unknown = _from_file(properties, path, warnings)
     found |= _from_environment(environ, warnings)
     for key, text in flags.items():
@@ -98,7 +102,10 @@ def load_config(flags: Mapping[str, str], environ: Mapping[str, str], cwd: Path)
     _settle_tokens(values, found)
     _check_models(values, found)
     _check_temp_dir(values["temp_dir"], found.get("temp_dir"))
+    if path_origin == _NEWEST_SNAPSHOT:
+        warnings += _about_snapshot(path, cwd)
     return Config(
+        as_written=_as_written(found, values, written) | unknown,
         origins={key: text.origin for key, text in found.items()},
         warnings=(*warnings, *_without_effect(found)),
         unknown=unknown,
@@ -121,18 +128,53 @@ def _find_file(flags: Mapping[str, str], environ: Mapping[str, str], cwd: Path) 
                     f"--ts-config file not found: {name}", hint=f"The name comes from {origin}; give an existing file."
                 )
             return path.resolve(), origin
-    path = cwd / "config.properties"
+    if snapshot := _find_snapshot(flags, environ, cwd):
+        return snapshot, _NEWEST_SNAPSHOT
+    path = cwd / _DEFAULT_FILE
     return (path.resolve() if path.is_file() else None), Origin(Source.DEFAULT, "working directory")
 
 
-def _read_file(path: Path, environ: Mapping[str, str]) -> dict[str, Property]:
+def _find_snapshot(flags: Mapping[str, str], environ: Mapping[str, str], cwd: Path) -> Path | None:
+    """What an earlier server saved, unless snapshots are off; where, only flags and variables can say."""
+
+    def value(key: str, default: str) -> str:
+        return flags.get(key) or environ.get(SETTINGS[key].variable) or default
+
+    if value("config_snapshots", "true").strip().lower() != "true":
+        return None
+    location = environ.get("LOG_LOCATION") or value("log_location", "logs")
+    return newest_snapshot(snapshot_directory(cwd / location))
+
+
+def _about_snapshot(snapshot: Path | None, cwd: Path) -> list[str]:
+    texts = [f"Settings and models are restored from {snapshot}; --ncs starts without."]
+    if (cwd / _DEFAULT_FILE).is_file():
+        texts.append(f"{_DEFAULT_FILE} is not read, as there is a snapshot; --ts-config names a file that is read.")
+    return texts
+
+
+def _as_written(
+    found: Mapping[str, Found], values: Mapping[str, Any], written: Mapping[str, Property]
+) -> dict[str, str]:
+    """What the file and the command line say. The environment is left out: it speaks for itself at the next start."""
+    texts = {}
+    for key, text in found.items():
+        setting = SETTINGS[key]
+        if setting.derived or text.origin.source not in (Source.FILE, Source.FLAG):
+            continue
+        original = next((written[name].value for name in (key, *setting.aliases) if name in written), text.text)
+        verbatim = setting.secret or (text.origin.source is Source.FILE and _PLACEHOLDER.search(original))
+        texts[key] = original if verbatim or key not in values else format_value(setting, values[key])
+    return texts
+
+
+def _read_file(path: Path) -> dict[str, Property]:
     try:
-        properties = parse_properties(decode_properties(path.read_bytes()))
+        return parse_properties(decode_properties(path.read_bytes()))
     except OSError as error:
         raise ConfigurationError(f"Invalid configuration: {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise ConfigurationError(f"Invalid configuration: {path}, {error}") from error
-    return {key: _expand(key, found, path, environ) for key, found in properties.items()}
 
 
 def _expand(key: str, found: Property, path: Path, environ: Mapping[str, str]) -> Property:

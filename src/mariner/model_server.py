@@ -30,6 +30,7 @@ from mariner.pool import PoolObserver, WorkerPool
 from mariner.recipe import make_recipe, worker_environment
 from mariner.registry import ModelVersion, Registry
 from mariner.requirements import install_requirements, interpreter
+from mariner.snapshot import SnapshotModel
 from mariner.worker import Clock, Worker
 
 __all__ = ["ModelServer", "Registered"]
@@ -67,6 +68,9 @@ class ModelServer:
         metrics: counts what happens.
         accelerators: the devices of this machine.
         temp_dir: where archives are unpacked; private to this server.
+
+    Attributes:
+        changed: called when a call has changed the models, their default versions or the number of their workers.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class ModelServer:
         self.metrics = metrics
         self.registry = Registry()
         self.draining = False
+        self.changed: Callable[[], object] = lambda: None
         self._engine = engine
         self._clock = clock
         self._temp_dir = temp_dir
@@ -169,12 +174,14 @@ class ModelServer:
             ModelNotFound, InvalidArchive, DownloadFailed, Conflict, BadRequest, WorkerStartFailed: it cannot be done.
         """
         version = await self._add(url, options or RegisterOptions())
+        self.changed()
         workers = version.settings.min_workers
         if workers and synchronous:
             try:
                 await version.pool.settle()
             except WorkerStartFailed:
                 await self._remove(version)
+                self.changed()
                 raise
         return Registered(version.name, version.version, workers, ready=not workers or synchronous)
 
@@ -182,11 +189,27 @@ class ModelServer:
         """Registers the models the server starts with, side by side; one that fails does not stop the others.
 
         Args:
-            specs: ``all``, or any number of ``url`` and ``name=url``.
+            specs: ``all``, or any number of ``url`` and ``name=url``. What is there already, from a snapshot, is left.
         """
         if [spec.lower() for spec in specs] == ["all"]:
             specs = self._store_entries()
-        await asyncio.gather(*(self._load_initial_model(spec) for spec in specs))
+        there = {(name, version.archive.url) for version in self.registry for name in ("", version.name)}
+        wanted = [_split_spec(spec) for spec in specs]
+        await asyncio.gather(*(self._load_initial_model(name, url) for name, url in wanted if (name, url) not in there))
+
+    async def restore(self, models: Sequence[SnapshotModel]) -> None:
+        """Registers the models of a snapshot, side by side; one that fails does not stop the others."""
+        await asyncio.gather(*(self._restore(model) for model in models))
+
+    async def _restore(self, model: SnapshotModel) -> None:
+        try:
+            version = await self._add(model.url, model.options, reuse_download=True)
+            if model.default:
+                self.registry.set_default(version.name, version.version)
+        except MarinerError as error:
+            log.warning("Error while registering model. Details: %s: %s %s", model.name, error.message, error.hint)
+        except Exception:
+            log.exception("Error while registering model. Details: %s", model.name)
 
     def _store_entries(self) -> list[str]:
         if self.config.model_store is None:
@@ -194,21 +217,22 @@ class ModelServer:
             return []
         return list_archives(self.config.model_store)
 
-    async def _load_initial_model(self, spec: str) -> None:
-        name, _, url = spec.rpartition("=") if "://" not in spec.partition("=")[0] else ("", "", spec)
+    async def _load_initial_model(self, name: str, url: str) -> None:
         log.info("Loading initial models: %s", url)
         try:
             await self._add(url, RegisterOptions(model_name=name or None), at_startup=True)
         except MarinerError as error:
-            log.warning("Failed to load model: %s: %s %s", spec, error.message, error.hint)
+            log.warning("Failed to load model: %s: %s %s", url, error.message, error.hint)
         except Exception:
-            log.exception("Failed to load model: %s", spec)
+            log.exception("Failed to load model: %s", url)
 
     async def wait_until_ready(self) -> None:
         """Waits until every worker of every model has loaded or failed once."""
         await asyncio.gather(*(version.pool.settle() for version in self.registry), return_exceptions=True)
 
-    async def _add(self, url: str, options: RegisterOptions, *, at_startup: bool = False) -> ModelVersion:
+    async def _add(
+        self, url: str, options: RegisterOptions, *, at_startup: bool = False, reuse_download: bool = False
+    ) -> ModelVersion:
         """Opens the archive, registers the version and lets its workers start."""
         if self.draining:
             raise Draining("The server is stopping.")
@@ -219,7 +243,7 @@ class ModelServer:
             model_store=self.config.model_store,
             allowed_urls=self.config.allowed_urls if self.config.is_set("allowed_urls") else (),
             temp_dir=self._temp_dir,
-            reuse_download=at_startup,
+            reuse_download=at_startup or reuse_download,
         )
         try:
             version = self._make_version(url, archive, options, at_startup=at_startup)
@@ -328,6 +352,7 @@ class ModelServer:
         found = self.registry.get(name, version)
         self.registry.check_removable(found)
         await self._remove(found)
+        self.changed()
 
     async def _remove(self, version: ModelVersion) -> None:
         self.registry.remove(version)
@@ -354,6 +379,7 @@ class ModelServer:
             raise BadRequest(f"min_worker cannot be more than {MAX_WORKERS}.")
         pool = self.registry.get(name, version).pool
         pool.scale(min_workers, max_workers)
+        self.changed()
         if not synchronous:
             return False
         try:
@@ -370,6 +396,7 @@ class ModelServer:
             ModelNotFound, VersionNotFound: there is no such model or version.
         """
         self.registry.set_default(name, version)
+        self.changed()
 
     def list_models(self) -> list[tuple[str, str]]:
         """Names and urls of the default versions, sorted by name."""
@@ -447,6 +474,12 @@ class ModelServer:
             await asyncio.to_thread(version.archive.remove, keep_download=True)
         await self._engine.close()
         return all(in_time)
+
+
+def _split_spec(spec: str) -> tuple[str, str]:
+    """Name, or "", and url of a model to load at start."""
+    name, _, url = spec.rpartition("=") if "://" not in spec.partition("=")[0] else ("", "", spec)
+    return name, url
 
 
 class _Observer(PoolObserver):

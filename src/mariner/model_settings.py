@@ -37,6 +37,7 @@ class RegisterOptions:
     initial_workers: int | None = None
     response_timeout: float | None = None
     startup_timeout: float | None = None
+    worker_bounds: tuple[int, int] | None = None  # exactly these, whatever the archive says
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ def resolve(
         automatic_workers: how many workers a model that is loaded at start-up gets when nobody says; None for a
             model registered by a call, which gets none then.
     """
-    min_workers, max_workers = _workers(config, yaml, options, preset, automatic_workers)
+    min_workers, max_workers = options.worker_bounds or _workers(config, yaml, options, preset, automatic_workers)
     batch_size = max(1, _first(options.batch_size, yaml.batch_size, _positive(preset, "batchSize"), 1))
     queue_size = yaml.job_queue_size or config.job_queue_size
     return ModelSettings(

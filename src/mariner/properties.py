@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-__all__ = ["Property", "decode_properties", "parse_properties"]
+__all__ = ["Property", "decode_properties", "format_properties", "parse_properties"]
 
 _BLANKS = " \t\f"
 _NEWLINE = re.compile(r"\r\n|\r|\n")  # str.splitlines() knows more kinds than Java does
@@ -14,6 +14,7 @@ _NEWLINE = re.compile(r"\r\n|\r|\n")  # str.splitlines() knows more kinds than J
 _KEY = re.compile(r"(?P<key>(?:\\.|[^\\=: \t\f])*)[ \t\f]*(?:[=:][ \t\f]*)?", re.DOTALL)
 _ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
 _ESCAPED = {"t": "\t", "n": "\n", "r": "\r", "f": "\f"}
+_SPECIAL = re.compile(r"[\\=:#!\t\n\r\f]|[^ -~]")
 
 
 class Property(NamedTuple):
@@ -80,3 +81,30 @@ def _unescape(text: str) -> str:
     text = _ESCAPE.sub(replacement, text)
     # Java text is UTF-16: a pair of \u escapes may spell one character.
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+def format_properties(properties: Mapping[str, str]) -> str:
+    r"""Writes keys and values as ``java.util.Properties`` does: ASCII, ``\uXXXX`` for all else."""
+    return "".join(
+        f"{_escape(key).replace(' ', chr(92) + ' ')}={_escape_value(value)}\n" for key, value in properties.items()
+    )
+
+
+def _escape_value(text: str) -> str:
+    rest = text.lstrip(" ")
+    return "\\ " * (len(text) - len(rest)) + _escape(rest)  # blanks at the start would not count
+
+
+def _escape(text: str) -> str:
+    escapes = {character: f"\\{letter}" for letter, character in _ESCAPED.items()}
+
+    def escape(match: re.Match[str]) -> str:
+        character = match[0]
+        if " " <= character <= "~":
+            return f"\\{character}"
+        if character in escapes:
+            return escapes[character]
+        pairs = character.encode("utf-16-be", "surrogatepass").hex()
+        return "".join(f"\\u{pairs[at : at + 4]}" for at in range(0, len(pairs), 4))
+
+    return _SPECIAL.sub(escape, text)

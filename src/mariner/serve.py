@@ -23,7 +23,7 @@ from mariner import logs
 from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
-from mariner.config import Address, Config, Scheme
+from mariner.config import Address, Config, Scheme, Source
 from mariner.devices import Accelerators, CpuMeter, read_system
 from mariner.engines.local import LocalEngine
 from mariner.errors import ConfigurationError
@@ -33,6 +33,7 @@ from mariner.http.listener import HttpListener, bind
 from mariner.logs import LogFiles
 from mariner.metrics import METRICS, Definition, Metrics, MetricsMode, load_definitions
 from mariner.model_server import ModelServer
+from mariner.snapshot import SnapshotModel, Snapshots, parse_models, require_archives
 
 __all__ = ["Server", "run"]
 
@@ -76,6 +77,7 @@ class Server:
     access: Access
     temp_dir: Path
     _collector: asyncio.Task[None] | None = None
+    _snapshots: Snapshots | None = None
     _stopped: bool = False
 
     def address(self, kind: Kind) -> Address:
@@ -93,6 +95,7 @@ class Server:
         Raises:
             ConfigurationError: it cannot start as it is configured.
         """
+        restored = _read_snapshot(config)
         async with contextlib.AsyncExitStack() as undo:
             temp_dir = Path(tempfile.mkdtemp(prefix="mariner-", dir=config.temp_dir))
             undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
@@ -123,11 +126,15 @@ class Server:
                 )
                 undo.push_async_callback(listener.close)
                 listeners.append((kinds, listener))
-            await models.load_initial_models(config.load_models)
+            await _load_models(config, models, restored)
             for _, listener in listeners:
                 await listener.start()
             undo.pop_all()
         server = cls(config, models, listeners, arena, access, temp_dir)
+        if config.config_snapshots:
+            server._snapshots = snapshots = Snapshots(config, models.registry)
+            snapshots.save("startup")
+            models.changed = lambda: snapshots.save("snapshot")
         if not config.disable_system_metrics:
             gpus = accelerators.ids if accelerators.count else ()
             server._collector = asyncio.create_task(server._collect_system_metrics(gpus), name="system metrics")
@@ -152,6 +159,10 @@ class Server:
             listener.stop_accepting()
         # Requests that are still arriving count as accepted, but a slow sender must not hold up the end for long.
         await self._drain_listeners(ARRIVALS)
+        if self._snapshots is not None:
+            self.models.changed = lambda: None
+            self._snapshots.save("shutdown")
+            await self._snapshots.close()
         in_time = await self.models.drain(max(0.0, deadline - time.monotonic()))
         await self._drain_listeners(LAST_ANSWERS)
         for _, listener in self.listeners:
@@ -171,6 +182,30 @@ class Server:
             samples = await asyncio.to_thread(read_system, cpu_percent=meter.percent, gpus=gpus)
             self.models.metrics.sample_system(samples)
             await asyncio.sleep(self.config.metric_time_interval)
+
+
+def _read_snapshot(config: Config) -> list[SnapshotModel] | None:
+    """The models to restore; None where there is no snapshot."""
+    if not config.is_set("model_snapshot"):
+        return None
+    models = parse_models(config.model_snapshot)
+    name = config.model_snapshot.get("name", "")
+    if not models:
+        log.warning("Model snapshot is empty. Starting TorchServe without initial models.")
+        return models
+    log.info("Started restoring models from snapshot %s", name)
+    require_archives(models, config.model_store)
+    log.info("Snapshot %s validated successfully", name)
+    return models
+
+
+async def _load_models(config: Config, models: ModelServer, restored: list[SnapshotModel] | None) -> None:
+    if restored is None:
+        await models.load_initial_models(config.load_models)
+        return
+    await models.restore(restored)
+    if config.origin("load_models").source > Source.FILE:  # a snapshot outranks what a file lists, but no flag
+        await models.load_initial_models(config.load_models)
 
 
 def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:

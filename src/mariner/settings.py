@@ -210,11 +210,13 @@ class Config:
         origins: where each value that is not a default was found.
         warnings: what the person who starts the server should know.
         unknown: keys of the file that mean nothing to us, kept as they are.
+        as_written: what the file and the command line say, as a file would have to say it again.
     """
 
     origins: Mapping[str, Origin] = field(default_factory=dict, repr=False)
     warnings: tuple[str, ...] = ()
     unknown: Mapping[str, str] = field(default_factory=dict, repr=False)
+    as_written: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     inference_address: Address = setting(
         _local(8080), heading="Addresses and protocols", doc="Listener for predictions."
@@ -298,12 +300,12 @@ class Config:
         dict, env=None, shown="none", doc="JSON, `{model: {version: {parameter: value}}}`: parameters of models."
     )
     model_snapshot: dict[str, Any] = setting(
-        dict, env=None, inert=True, shown="none", doc="JSON: the models to restore at start, instead of `load_models`."
+        dict, env=None, shown="none", doc="JSON: the models to restore at start, instead of `load_models`."
     )
     config_snapshots: bool = setting(
         True, ours=True,
         flag=Flag(("--no-config-snapshots", "--ncs"), value="false", help="Neither write nor restore snapshots."),
-        doc="Whether the state of the models is saved and restored at the next start. This version does neither.",
+        doc="Whether settings and models are saved at each change, and restored by the next start that names no file.",
     )  # fmt: skip
 
     default_workers_per_model: int = setting(

@@ -42,7 +42,8 @@ async def running_server(**settings: Any) -> AsyncIterator[Server]:
     """
     free = Address(Scheme.HTTP, "127.0.0.1", 0)
     addresses = {"inference_address": free, "management_address": free, "metrics_address": free}
-    server = await Server.start(Config(**{**addresses, "disable_system_metrics": True, **settings}))
+    quiet = {"disable_system_metrics": True, "config_snapshots": False}
+    server = await Server.start(Config(**{**addresses, **quiet, **settings}))
     try:
         yield server
     finally:

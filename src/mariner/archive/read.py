@@ -57,6 +57,11 @@ class Archive:
     holder: Path
     downloaded: Path | None = None
 
+    @property
+    def stored_name(self) -> str:
+        """What opens the same archive later: its name in the model store, or its path elsewhere."""
+        return self.downloaded.name if self.downloaded is not None else _file_url_name(self.url)
+
     def remove(self, *, keep_download: bool = False) -> None:
         """Deletes the temporary directory, and the file if it was fetched. May be called twice.
 
@@ -233,6 +238,10 @@ def _exists(path: Path) -> bool:
 def _file_name(url: str) -> str:
     path = urlsplit(url).path if _SCHEME.match(url) else url
     return path.rstrip("/").rpartition("/")[2]
+
+
+def _file_url_name(url: str) -> str:
+    return _file_name(url) if _SCHEME.match(url) else url
 
 
 def _not_found(url: str, hint: str = "") -> ModelNotFound:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mariner.properties import decode_properties, parse_properties
+from mariner.properties import decode_properties, format_properties, parse_properties
 
 
 def parsed(text: str) -> dict[str, str]:
@@ -98,3 +98,13 @@ def test_whatever_is_written_with_escapes_is_read_back(properties: dict[str, str
 def test_any_text_is_read_or_refused(text: str) -> None:
     with contextlib.suppress(ValueError):
         parse_properties(text)
+
+
+@given(st.dictionaries(st.text(min_size=1), st.text()))
+def test_what_is_written_is_read_again(properties: dict[str, str]) -> None:
+    assert parsed(format_properties(properties)) == properties
+
+
+def test_properties_are_written_as_java_does() -> None:
+    text = format_properties({"a key": "http://x:1", "n": "\n\t", "é": "😀", "blank": "  b "})
+    assert text == "a\\ key=http\\://x\\:1\nn=\\n\\t\n\\u00e9=\\ud83d\\ude00\nblank=\\ \\ b \n"
