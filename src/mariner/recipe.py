@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mariner.archive.read import Archive
-from mariner.config import Config
+from mariner.config import Config, MetricsMode
 from mariner.engines import WorkerSpec
 from mariner.model_settings import ModelSettings
 from ts.wire import Load
@@ -87,6 +87,7 @@ def make_recipe(
             poll_seconds=config.worker_poll_time if spare_processors else 0.0,
             isolate_batch_errors=settings.isolate_batch_errors,
             async_communication=settings.overlap > 0,
+            every_metric=config.metrics_mode is not MetricsMode.PROMETHEUS,
         )
 
     return Recipe(

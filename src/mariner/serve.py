@@ -24,13 +24,13 @@ from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
 from mariner.config import Address, Config, Scheme
-from mariner.devices import Accelerators, CpuMeter, read_system
+from mariner.devices import Accelerators, CpuMeter, Vendor, read_system
 from mariner.engines.local import LocalEngine
 from mariner.errors import ConfigurationError
 from mariner.http.app import App
 from mariner.http.connections import Limits
 from mariner.http.listener import HttpListener, bind
-from mariner.metrics import METRICS, Definition, Metrics, MetricsMode, load_definitions
+from mariner.metrics import METRICS, Definition, Metrics, MetricsMode, Update, collect, load_definitions
 from mariner.model_server import ModelServer
 
 __all__ = ["Server", "run"]
@@ -40,6 +40,7 @@ log = logging.getLogger(__name__)
 FAREWELL = 0.1  # seconds in which open connections hear that they end; closed at once, one may hold an unread request
 ARRIVALS = 2.0  # seconds that requests which are arriving when the stop begins may take to be complete
 LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
+FIRST_SAMPLE = 0.5  # seconds over which the first share of processor time is taken; the next have a whole interval
 COLLECTIONS = (50_000, 20, 50)
 """Thresholds of the garbage collector. A request leaves no cycles behind; looking for them every 700 objects, as Python
 does by default, would cost a tenth of the throughput."""
@@ -82,8 +83,12 @@ class Server:
         return next(listener.address for kinds, listener in self.listeners if kind in kinds)
 
     @classmethod
-    async def start(cls, config: Config) -> Server:
+    async def start(cls, config: Config, *, on_metric: Callable[[Update], None] | None = None) -> Server:
         """Binds the listeners, registers the initial models and starts to answer; workers load meanwhile.
+
+        Args:
+            config: its settings.
+            on_metric: takes the updates of metrics that ``metrics_mode`` wants in logs, see :class:`Metrics`.
 
         Raises:
             ConfigurationError: it cannot start as it is configured.
@@ -94,7 +99,7 @@ class Server:
             arena = Arena(config.shared_memory_size)
             undo.callback(arena.close)
             accelerators = await asyncio.to_thread(Accelerators.detect, os.environ, config.number_of_gpu)
-            metrics = _make_metrics(config)
+            metrics = _make_metrics(config, on_metric)
             models = ModelServer(
                 config,
                 engine=LocalEngine(_relay_to(metrics), arena.fd),
@@ -121,7 +126,7 @@ class Server:
             undo.pop_all()
         server = cls(config, models, listeners, arena, access, temp_dir)
         if not config.disable_system_metrics:
-            gpus = accelerators.ids if accelerators.count else ()
+            gpus = accelerators.ids if accelerators.vendor is Vendor.NVIDIA else ()
             server._collector = asyncio.create_task(server._collect_system_metrics(gpus), name="system metrics")
         return server
 
@@ -158,11 +163,21 @@ class Server:
         await asyncio.gather(*(listener.drain(timeout) for _, listener in self.listeners))
 
     async def _collect_system_metrics(self, gpus: Sequence[str]) -> None:
+        config, metrics = self.config, self.models.metrics
         meter = CpuMeter()
+        await asyncio.sleep(FIRST_SAMPLE)
         while True:
-            samples = await asyncio.to_thread(read_system, cpu_percent=meter.percent, gpus=gpus)
-            self.models.metrics.sample_system(samples)
-            await asyncio.sleep(self.config.metric_time_interval)
+            try:
+                if config.system_metrics_cmd:
+                    pids, limit = self.models.worker_pids(), config.metric_time_interval
+                    rows = await collect(config.system_metrics_cmd, python=config.python, pids=pids, timeout=limit)
+                    for row in rows:
+                        metrics.record(*row)
+                else:
+                    metrics.sample_system(await asyncio.to_thread(read_system, cpu_percent=meter.percent, gpus=gpus))
+            except Exception:
+                log.exception("The state of the machine could not be read.")
+            await asyncio.sleep(config.metric_time_interval)
 
 
 def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
@@ -212,14 +227,14 @@ def _relay_to(metrics: Metrics) -> Callable[[str, str, str], None]:
     return relay
 
 
-def _make_metrics(config: Config) -> Metrics:
+def _make_metrics(config: Config, on_metric: Callable[[Update], None] | None) -> Metrics:
     mode = MetricsMode(config.metrics_mode.value)
     definitions: Iterable[Definition] = METRICS
     if config.metrics_config is not None:
         # TorchServe stops for names that Prometheus does not allow only when asked for Prometheus; it is our default.
         strict = mode is MetricsMode.PROMETHEUS and config.is_set("metrics_mode")
         definitions = load_definitions(config.metrics_config, strict=strict)
-    return Metrics(definitions, mode=mode, auto_detect=config.model_metrics_auto_detect)
+    return Metrics(definitions, mode=mode, auto_detect=config.model_metrics_auto_detect, on_update=on_metric)
 
 
 def _make_access(config: Config) -> Access:
