@@ -181,7 +181,7 @@ class Server:
 
 
 def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
-    """What is served where; equal addresses share one listener."""
+    """What is served where: equal addresses share one listener; predictions and management on one have metrics too."""
     wanted = [(config.inference_address, Kind.INFERENCE), (config.management_address, Kind.MANAGEMENT)]
     if config.enable_metrics_api:
         wanted.append((config.metrics_address, Kind.METRICS))
@@ -192,6 +192,9 @@ def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
             bindings.append((address, [kind]))
         else:
             shared.append(kind)
+    for _, kinds in bindings:
+        if config.enable_metrics_api and kinds == [Kind.INFERENCE, Kind.MANAGEMENT]:
+            kinds.append(Kind.METRICS)
     return bindings
 
 
