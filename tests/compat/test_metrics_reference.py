@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 from test_serving import ONE_WORKER, Answer, Client, put_model
@@ -512,7 +515,7 @@ async def test_27_a_name_that_appears_twice_stops_a_server_that_is_to_have_prome
 # -- the machine -----------------------------------------------------------------------------------------------------
 
 
-async def test_28_the_machine_is_measured_at_once(log: Seen, prometheus: Seen, store: Path, tmp_path: Path) -> None:
+def test_28_the_machine_is_measured_at_once(log: Seen, prometheus: Seen) -> None:
     assert [prometheus.samples(name)['Level="Host"'] >= 0 for name in SYSTEM] == [True] * len(SYSTEM)
     assert re.fullmatch(
         r"MemoryUsed\.Megabytes:\S+\|#Level:Host\|#hostname:[^,]+,timestamp:\d+", log.logged("MemoryUsed")[0]
@@ -525,6 +528,35 @@ async def test_28_the_machine_is_not_measured_where_that_is_turned_off(tmp_path:
         assert samples((await read(server)).body.decode(), "CPUUtilization") == {}
     async with running_server(temp_dir=tmp_path, disable_system_metrics=False):
         assert "system metrics" in {task.get_name() for task in asyncio.all_tasks()}
+
+
+@pytest.mark.parametrize(
+    ("tool", "output", "shown"),
+    [
+        ("nvidia-smi", "GPU 0: One (UUID: GPU-a)", {'Level="Host",DeviceId="0"': 80.0}),
+        ("rocm-smi", '{"card0": {}}', {}),  # not for NVIDIA's library to measure
+    ],
+)
+async def test_28_gpus_of_nvidia_are_measured_by_their_logical_number(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tool: str, output: str, shown: dict[str, float]
+) -> None:
+    (tmp_path / tool).write_text(f"#!/bin/sh\necho '{output}'\n")
+    (tmp_path / tool).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+    nvml = ModuleType("pynvml")
+    nvml.__dict__.update(
+        NVMLError=OSError,
+        nvmlInit=lambda: None,
+        nvmlShutdown=lambda: None,
+        nvmlDeviceGetHandleByIndex=lambda index: index,
+        nvmlDeviceGetMemoryInfo=lambda _: SimpleNamespace(used=3 << 20),
+        nvmlDeviceGetUtilizationRates=lambda _: SimpleNamespace(gpu=80, memory=30),
+    )
+    monkeypatch.setitem(sys.modules, "pynvml", nvml)
+    async with running_server(temp_dir=tmp_path, disable_system_metrics=False) as server:
+        page = await read_until(server, lambda text: bool(samples(text, "CPUUtilization")))
+    assert samples(page.body.decode(), "GPUUtilization") == shown
 
 
 async def test_29_a_command_measures_the_machine_instead(tmp_path: Path) -> None:
