@@ -208,7 +208,7 @@ class Metrics:
         else:
             labels = (*(str(text) for _, text in dimensions), self._hostname)
             if family.record(labels, number) and self._on_update is not None:
-                self._tell(family, labels, number, time.time(), request_ids)
+                self._on_update(Update(family.definition, labels, number, time.time(), request_ids))
 
     def worker_line(self, line: str) -> bool:
         """Takes a line a worker printed; False if it is no metric and belongs into the log."""
@@ -225,7 +225,7 @@ class Metrics:
         """Updates a metric that is not on the way of a request; one that is not declared is dropped."""
         family = self._families.get(name)
         if family is not None and family.record(labels, value) and self._on_update is not None:
-            self._tell(family, labels, value, time.time())
+            self._on_update(Update(family.definition, labels, value, time.time()))
 
     def sample_system(self, samples: Iterable[tuple[str, LabelValues, float]]) -> None:
         """Records the state of the machine: name, labels between ``Level`` and ``Hostname``, value."""
@@ -261,18 +261,15 @@ class Metrics:
 
     def _update_each(self, rows: Iterable[Row]) -> None:
         """What cannot wait until somebody asks: metrics of another kind than ours, and updates for a log."""
-        now = time.time()
+        now, families, tell = time.time(), self._families, self._on_update
         for name, labels, value in rows:
-            family = self._families.get(name)
+            family = families.get(name)
             if family is None or not family.accepts(labels):
                 continue
             if name in self._retyped:
                 family.record(labels, value)
-            self._tell(family, labels, value, now)
-
-    def _tell(self, family: Family, labels: LabelValues, value: float, now: float, request_ids: str = "") -> None:
-        if self._on_update is not None and family.definition.name not in self._unlogged:
-            self._on_update(Update(family.definition, labels, value, now, request_ids))
+            if tell is not None and name not in self._unlogged:
+                tell(Update(family.definition, labels, value, now))
 
     def _prediction_time(self, model: str, seconds: float) -> tuple[LabelValues, float]:
         return (model, "Model", self._hostname), round(seconds * 1e3, 2)

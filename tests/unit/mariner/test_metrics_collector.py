@@ -30,8 +30,9 @@ async def run(command: str, timeout: float = 60.0) -> list[tuple[str, tuple[str,
     return await collect(command, python=sys.executable, pids=[11, 12], timeout=timeout)
 
 
-async def test_metrics_are_read_up_to_the_empty_line(script: Write) -> None:
+async def test_metrics_are_read_up_to_the_empty_line(script: Write, caplog: pytest.LogCaptureFixture) -> None:
     assert await run(script(f"print('{LINE}\\n\\n123:456')")) == [("CPUUtilization", ("Host", "box"), 5.0)]
+    assert caplog.messages == []
 
 
 async def test_the_command_gets_its_arguments_and_the_processes_of_the_workers(script: Write) -> None:
