@@ -55,3 +55,5 @@ docs: $(SETUP) ## regenerate the reference pages that come from the code
 	@mkdir -p build
 	$(BIN)/mariner config docs > build/configuration.md.new
 	mv build/configuration.md.new docs/reference/configuration.md
+	$(BIN)/mariner metrics docs > build/metrics.md.new
+	mv build/metrics.md.new docs/reference/metrics.md

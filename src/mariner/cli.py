@@ -247,6 +247,13 @@ def _config_docs(_options: argparse.Namespace) -> int:
     return 0
 
 
+def _metrics_docs(_options: argparse.Namespace) -> int:
+    from mariner import metrics  # noqa: PLC0415 - of no use to the other commands
+
+    sys.stdout.write(metrics.reference_page())
+    return 0
+
+
 def _config_explain(options: argparse.Namespace) -> int:
     config = load_config(_flags(options), os.environ, Path.cwd())
     if options.key is not None:
@@ -330,6 +337,9 @@ def _mariner_parser() -> argparse.ArgumentParser:
     _add_flags(explain, SETTINGS.values())
     docs = config.add_parser("docs", help="Print the reference page in Markdown.")
     docs.set_defaults(run=_config_docs)
+    metrics = verbs.add_parser("metrics", help="Look at the metrics.").add_subparsers(metavar="VERB", required=True)
+    docs = metrics.add_parser("docs", help="Print the reference page in Markdown.")
+    docs.set_defaults(run=_metrics_docs)
     return parser
 
 

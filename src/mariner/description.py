@@ -23,7 +23,6 @@ def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> d
         clock: the clock that the workers were started by.
     """
     settings, yaml, pool = version.settings, version.settings.config, version.pool
-    waiting = len(pool.queue) + pool.queue.ahead
     return {
         "modelName": version.name,
         "modelVersion": version.version,
@@ -52,8 +51,8 @@ def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> d
         "loadedAtStartup": version.loaded_at_startup,
         "workers": [_describe_worker(worker, clock) for worker in pool.workers],
         "jobQueueStatus": {
-            "remainingCapacity": max(0, settings.queue_size - waiting),
-            "pendingRequests": waiting,
+            "remainingCapacity": max(0, settings.queue_size - pool.waiting),
+            "pendingRequests": pool.waiting,
         },
     }
 

@@ -95,6 +95,7 @@ class ModelServer:
         self._devices = DeviceAssigner(accelerators.count)
         self._observer = _Observer(metrics, clock, self._devices)
         self._next_worker = itertools.count(config.initial_worker_port).__next__
+        metrics.watch_queues(self._queue_depths)
 
     # -- inference ----------------------------------------------------------------------------------------------------
 
@@ -454,6 +455,13 @@ class ModelServer:
             return {}
         return metadata if isinstance(metadata, dict) and not outcome.failed else {}
 
+    def worker_pids(self) -> list[int]:
+        """The processes of all workers."""
+        return [worker.pid for version in self.registry for worker in version.pool.workers if worker.pid]
+
+    def _queue_depths(self) -> list[tuple[str, str, int]]:
+        return [(version.name, version.version, version.pool.waiting) for version in self.registry]
+
     # -- health and end -----------------------------------------------------------------------------------------------
 
     def healthy(self) -> bool:
@@ -500,7 +508,7 @@ class _Observer(PoolObserver):
         self._metrics.worker_loaded(worker.spec.name, seconds)
 
     def sampled(self, pool: WorkerPool, worker: Worker, sample: Sample) -> None:  # noqa: ARG002
-        self._metrics.worker_sample(sample.name, sample.unit, sample.type, sample.value, sample.dimensions)
+        self._metrics.worker_sample(*sample)
 
     def gone(self, pool: WorkerPool, worker: Worker) -> None:
         self._devices.release(f"{pool.recipe.model}/{pool.recipe.version}", worker.load.gpu_id)

@@ -97,6 +97,11 @@ class WorkerPool:
         """Jobs that workers have."""
         return sum(worker.in_flight for worker in self.workers)
 
+    @property
+    def waiting(self) -> int:
+        """Jobs whose turn has not come, those that a busy worker has already been handed included."""
+        return len(self.queue) + self.queue.ahead
+
     def put(self, job: Job) -> None:
         """Queues a job.
 

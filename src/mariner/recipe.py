@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mariner.archive.read import Archive
-from mariner.config import Config
+from mariner.config import Config, MetricsMode
 from mariner.engines import THREAD_VARIABLES, WorkerSpec
 from mariner.model_settings import ModelSettings
 from ts.wire import Load
@@ -91,6 +91,7 @@ def make_recipe(
             poll_seconds=config.worker_poll_time if spare_processors else 0.0,
             isolate_batch_errors=settings.isolate_batch_errors,
             async_communication=settings.overlap > 0,
+            every_metric=config.metrics_mode is not MetricsMode.PROMETHEUS,
         )
 
     warm = (

@@ -16,6 +16,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +25,24 @@ from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
 from mariner.config import Address, Config, Scheme, Source
-from mariner.devices import Accelerators, CpuMeter, read_system
+from mariner.devices import Accelerators, CpuMeter, Vendor, read_system
 from mariner.engines.local import LocalEngine
 from mariner.errors import ConfigurationError
 from mariner.http.app import App
-from mariner.http.connections import Limits
+from mariner.http.connections import AccessLog, Limits
 from mariner.http.listener import HttpListener, bind
-from mariner.logs import LogFiles
-from mariner.metrics import METRICS, Definition, Metrics, MetricsMode, load_definitions
+from mariner.logs import MODEL_METRICS, SERVER_METRICS, LogFiles
+from mariner.metrics import (
+    METRICS,
+    Definition,
+    Metrics,
+    MetricsMode,
+    Section,
+    Update,
+    collect,
+    format_line,
+    load_definitions,
+)
 from mariner.model_server import ModelServer
 from mariner.snapshot import SnapshotModel, Snapshots, parse_models, require_archives
 
@@ -42,6 +53,7 @@ log = logging.getLogger(__name__)
 FAREWELL = 0.1  # seconds in which open connections hear that they end; closed at once, one may hold an unread request
 ARRIVALS = 2.0  # seconds that requests which are arriving when the stop begins may take to be complete
 LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
+FIRST_SAMPLE = 0.5  # seconds over which the first share of processor time is taken; the next have a whole interval
 COLLECTIONS = (50_000, 20, 50)
 """Thresholds of the garbage collector. A request leaves no cycles behind; looking for them every 700 objects, as Python
 does by default, would cost a tenth of the throughput."""
@@ -85,12 +97,19 @@ class Server:
         return next(listener.address for kinds, listener in self.listeners if kind in kinds)
 
     @classmethod
-    async def start(cls, config: Config, log_files: LogFiles | None = None) -> Server:
+    async def start(
+        cls,
+        config: Config,
+        *,
+        access_log: AccessLog | None = None,
+        on_metric: Callable[[Update], None] | None = None,
+    ) -> Server:
         """Binds the listeners, registers the initial models and starts to answer; workers load meanwhile.
 
         Args:
-            config: the settings.
-            log_files: get a line for each answer; the caller's to close.
+            config: its settings.
+            access_log: told of each answer.
+            on_metric: takes the updates of metrics that belong into logs, see :class:`Metrics`.
 
         Raises:
             ConfigurationError: it cannot start as it is configured.
@@ -102,7 +121,7 @@ class Server:
             arena = Arena(config.shared_memory_size)
             undo.callback(arena.close)
             accelerators = await asyncio.to_thread(Accelerators.detect, os.environ, config.number_of_gpu)
-            metrics = _make_metrics(config)
+            metrics = _make_metrics(config, on_metric)
             models = ModelServer(
                 config,
                 engine=LocalEngine(_relay_to(metrics), arena.fd),
@@ -118,7 +137,6 @@ class Server:
             if access.keys is not None:
                 undo.callback(access.keys.remove_file)
             listeners = []
-            access_log = log_files.access if log_files is not None and config.access_log else None
             for address, kinds, bound in bindings:
                 app = _make_app(config, models, access, kinds)
                 listener = HttpListener(
@@ -136,7 +154,7 @@ class Server:
             snapshots.save("startup")
             models.changed = lambda: snapshots.save("snapshot")
         if not config.disable_system_metrics:
-            gpus = accelerators.ids if accelerators.count else ()
+            gpus = accelerators.ids if accelerators.vendor is Vendor.NVIDIA else ()
             server._collector = asyncio.create_task(server._collect_system_metrics(gpus), name="system metrics")
         return server
 
@@ -177,11 +195,21 @@ class Server:
         await asyncio.gather(*(listener.drain(timeout) for _, listener in self.listeners))
 
     async def _collect_system_metrics(self, gpus: Sequence[str]) -> None:
+        config, metrics = self.config, self.models.metrics
         meter = CpuMeter()
+        await asyncio.sleep(FIRST_SAMPLE)
         while True:
-            samples = await asyncio.to_thread(read_system, cpu_percent=meter.percent, gpus=gpus)
-            self.models.metrics.sample_system(samples)
-            await asyncio.sleep(self.config.metric_time_interval)
+            try:
+                if config.system_metrics_cmd:
+                    pids, limit = self.models.worker_pids(), config.metric_time_interval
+                    rows = await collect(config.system_metrics_cmd, python=config.python, pids=pids, timeout=limit)
+                    for row in rows:
+                        metrics.record(*row)
+                else:
+                    metrics.sample_system(await asyncio.to_thread(read_system, cpu_percent=meter.percent, gpus=gpus))
+            except Exception:
+                log.exception("The state of the machine could not be read.")
+            await asyncio.sleep(config.metric_time_interval)
 
 
 def _read_snapshot(config: Config) -> list[SnapshotModel] | None:
@@ -209,7 +237,7 @@ async def _load_models(config: Config, models: ModelServer, restored: list[Snaps
 
 
 def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
-    """What is served where; equal addresses share one listener."""
+    """What is served where: equal addresses share one listener; predictions and management on one have metrics too."""
     wanted = [(config.inference_address, Kind.INFERENCE), (config.management_address, Kind.MANAGEMENT)]
     if config.enable_metrics_api:
         wanted.append((config.metrics_address, Kind.METRICS))
@@ -220,6 +248,9 @@ def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
             bindings.append((address, [kind]))
         else:
             shared.append(kind)
+    for _, kinds in bindings:
+        if config.enable_metrics_api and kinds == [Kind.INFERENCE, Kind.MANAGEMENT]:
+            kinds.append(Kind.METRICS)
     return bindings
 
 
@@ -255,14 +286,17 @@ def _relay_to(metrics: Metrics) -> Callable[[str, str, str], None]:
     return relay
 
 
-def _make_metrics(config: Config) -> Metrics:
+def _make_metrics(config: Config, on_metric: Callable[[Update], None] | None) -> Metrics:
     mode = MetricsMode(config.metrics_mode.value)
     definitions: Iterable[Definition] = METRICS
     if config.metrics_config is not None:
         # TorchServe stops for names that Prometheus does not allow only when asked for Prometheus; it is our default.
         strict = mode is MetricsMode.PROMETHEUS and config.is_set("metrics_mode")
         definitions = load_definitions(config.metrics_config, strict=strict)
-    return Metrics(definitions, mode=mode, auto_detect=config.model_metrics_auto_detect)
+    # Who asks for Prometheus gets what TorchServe does then: nothing in logs. By default logs have what costs little.
+    if mode is MetricsMode.PROMETHEUS and config.is_set("metrics_mode"):
+        on_metric = None
+    return Metrics(definitions, mode=mode, auto_detect=config.model_metrics_auto_detect, on_update=on_metric)
 
 
 def _make_access(config: Config) -> Access:
@@ -291,7 +325,7 @@ def run(
         config: the settings.
         on_ready: called as soon as the listeners answer, with the line for each that scripts wait for.
         on_models_ready: called when every initial model has its workers, or has failed to get them.
-        log_files: see :meth:`Server.start`.
+        log_files: get a line for each answer, and the metrics; the caller's to close.
 
     Raises:
         ConfigurationError: it cannot start as it is configured.
@@ -311,7 +345,11 @@ async def _serve(
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
     try:
-        server = await Server.start(config, log_files)
+        if log_files is None:
+            server = await Server.start(config)
+        else:
+            access_log = log_files.access if config.access_log else None
+            server = await Server.start(config, access_log=access_log, on_metric=partial(_log_metric, log_files))
     except OSError as error:
         raise ConfigurationError(f"The server cannot start: {error}") from error
     gc.collect()
@@ -330,6 +368,11 @@ async def _serve(
         log.warning("Some requests were not answered within %g s.", config.drain_timeout)
     log.info("Torchserve stopped.")
     return 0
+
+
+def _log_metric(log_files: LogFiles, update: Update) -> None:
+    file = SERVER_METRICS if update.definition.section is Section.SERVER else MODEL_METRICS
+    log_files.metric(file, format_line(update))
 
 
 async def _tell_when_ready(models: ModelServer, on_models_ready: Callable[[], None]) -> None:

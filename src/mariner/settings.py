@@ -416,12 +416,16 @@ class Config:
 
     metrics_mode: MetricsMode = setting(
         MetricsMode.PROMETHEUS, heading="Metrics and logs", lenient=True,
-        doc="`prometheus` exposes metrics on the metrics listener; `log` and `legacy` write them to the log.",
+        doc="`prometheus` exposes metrics on the metrics listener, `log` writes them to the metric logs; `legacy` "
+        "exposes the three inference counters and logs the others.",
     )  # fmt: skip
     metrics_config: Path | None = setting(None, shown="built in", doc="YAML file that declares metrics.")
     model_metrics_auto_detect: bool = setting(False, doc="Accepts metrics of handlers that the YAML does not declare.")
     disable_system_metrics: bool = setting(False, doc="Leaves out CPU, memory and disk.")
-    system_metrics_cmd: str = setting("", env=None, inert=True, doc="Command that collects system metrics.")
+    system_metrics_cmd: str = setting(
+        "", env=None,
+        doc="Python script and arguments that measure the machine, such as `ts/metrics/metric_collector.py --gpu 0`.",
+    )  # fmt: skip
     metric_time_interval: float = setting(
         60.0, env=None, unit="s", minimum=1, doc="Time between two collections of system metrics."
     )

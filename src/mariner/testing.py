@@ -15,6 +15,7 @@ from typing import Any
 
 from mariner.config import Address, Config, Scheme
 from mariner.engines import Buffer, Exit, Receiver, WorkerSpec
+from mariner.metrics import Update
 from mariner.serve import Server
 from ts.wire import (
     Batch,
@@ -34,16 +35,19 @@ __all__ = ["FakeClock", "FakeEngine", "FakeProcess", "running_server", "settle"]
 
 
 @asynccontextmanager
-async def running_server(**settings: Any) -> AsyncIterator[Server]:
+async def running_server(
+    *, on_metric: Callable[[Update], None] | None = None, **settings: Any
+) -> AsyncIterator[Server]:
     """A real server in this event loop, on free ports of the loopback interface; workers are real processes.
 
     Args:
+        on_metric: see :meth:`mariner.serve.Server.start`.
         settings: fields of :class:`mariner.config.Config`.
     """
     free = Address(Scheme.HTTP, "127.0.0.1", 0)
     addresses = {"inference_address": free, "management_address": free, "metrics_address": free}
     quiet = {"disable_system_metrics": True, "config_snapshots": False}
-    server = await Server.start(Config(**{**addresses, **quiet, **settings}))
+    server = await Server.start(Config(**{**addresses, **quiet, **settings}), on_metric=on_metric)
     try:
         yield server
     finally:

@@ -105,6 +105,7 @@ def load_service(
         decode_input_request=load.decode_input_request,
         max_response_size=load.max_response_size,
         isolate_errors=load.isolate_batch_errors,
+        emits_time=load.every_metric,
     )
     if load.async_communication:
         service.open_loop()  # before anything of the model can ask for one
@@ -176,10 +177,15 @@ def _ignore(*_: Any, **__: Any) -> None:
 
 def _open_metrics(load: Load, sink: Callable[[Sample], None] | None) -> Any:
     try:
-        from ts.metrics.store import MetricsCacheYamlImpl  # noqa: PLC0415  # needs yaml, which a worker can do without
+        # They need yaml, which a worker can do without.
+        from ts.metrics.errors import NoModelMetrics  # noqa: PLC0415
+        from ts.metrics.store import MetricsCacheYamlImpl  # noqa: PLC0415
 
         metrics = MetricsCacheYamlImpl(load.metrics_config or None)
-        metrics.initialize_cache()
+        try:
+            metrics.initialize_cache()
+        except NoModelMetrics as error:  # a file may be about the server's metrics alone
+            logger.warning("No metrics of models are declared: %s", error)
     except ImportError as error:
         logger.warning("Metrics of this model are lost (%s): install PyYAML in its environment.", error)
         return _NoMetrics()

@@ -98,6 +98,7 @@ class Service:
         decode_input_request: False hands every body over as bytes.
         max_response_size: bytes; a larger reply becomes an error.
         isolate_errors: a batch that fails is run again in parts, so that only the requests that fail alone do.
+        emits_time: each successful batch emits what the handler took; else the server takes that from the replies.
     """
 
     def __init__(
@@ -110,6 +111,7 @@ class Service:
         decode_input_request: bool = True,
         max_response_size: int = 6_553_500,
         isolate_errors: bool = False,
+        emits_time: bool = False,
     ) -> None:
         self.context = context
         self._entry_point = entry_point
@@ -118,6 +120,7 @@ class Service:
         self._decode = decode_input_request
         self._limit = min(max_response_size, LARGEST_REPLY)
         self._isolates = isolate_errors
+        self._emits_time = emits_time
         self._loop: asyncio.AbstractEventLoop | None = None
         self._seconds = 0.0  # how long the handler ran for the current batch
         self._jobs: Sequence[Job] = ()
@@ -304,6 +307,8 @@ class Service:
             self._reply(job[0], body, processor)
             for job, body, processor in zip(jobs, bodies, self._processors, strict=True)
         ]
+        if self._emits_time:
+            self.context.metrics.add_time(PREDICTION_METRIC, round(self._seconds * 1000, 2))
         return [reply for reply in replies if reply.job_id not in self._ended] if self._ended else replies
 
     def _value(self, value: Buffer | Shared, content_type: str) -> Any:

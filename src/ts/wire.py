@@ -175,6 +175,7 @@ class Load:
         poll_seconds: how long the worker looks for its next frame before it sleeps; 0 sleeps at once.
         isolate_batch_errors: a batch that fails is run again in parts, so that only guilty requests fail.
         async_communication: batches that arrive while others run are begun at once, on one event loop.
+        every_metric: each update of a metric is sent, and the time of each batch; else what can be added up is.
     """
 
     model_name: str
@@ -191,6 +192,7 @@ class Load:
     poll_seconds: float = 0.0
     isolate_batch_errors: bool = False
     async_communication: bool = False
+    every_metric: bool = False
 
 
 @dataclass(frozen=True)

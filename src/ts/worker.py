@@ -56,12 +56,13 @@ PR_SET_PDEATHSIG = 1  # of prctl(2)
 
 
 class Samples:
-    """Metrics on their way to the server: what can be added up is added up.
+    """Metrics on their way to the server: what can be added up is added up, unless every update is wanted.
 
     May be used from all threads.
     """
 
     def __init__(self) -> None:
+        self.keep_all = False
         self._lock = threading.Lock()
         self._latest: dict[tuple[str, str, tuple[tuple[str, str], ...]], Sample] = {}
         self._observations: list[Sample] = []
@@ -69,7 +70,7 @@ class Samples:
     def add(self, sample: Sample) -> int:
         """Takes a sample; returns how many rows wait."""
         with self._lock:
-            if sample.type == "histogram":
+            if self.keep_all or sample.type == "histogram":
                 self._observations.append(sample)
             else:
                 key = (sample.name, sample.type, tuple(sample.dimensions))
@@ -130,6 +131,10 @@ class Outbox:
         """Sends a control frame."""
         with self._lock:
             self._write(encode_json(kind, value))
+
+    def keep_all_metrics(self) -> None:
+        """From now on every update of a metric is sent, in the order in which they came."""
+        self._samples.keep_all = True
 
     def add_sample(self, sample: Sample) -> None:
         """Takes a metric; it is sent with the next replies."""
@@ -255,6 +260,8 @@ class Worker:
         self._poll_seconds = load.poll_seconds
         self._overlaps = load.async_communication
         outbox = self._outbox
+        if load.every_metric:
+            outbox.keep_all_metrics()
         try:
             enter_model_dir(load)
             self._service = load_service(load, outbox.send_piece, bodies=self._bodies, sink=outbox.add_sample)

@@ -33,6 +33,7 @@ def handle(data, context):
         print("printed at load")
         return None
     logger.info("seen: %s", data)
+    context.metrics.add_counter("WordsSeen", 3)
     print("careful", file=sys.stderr)
     if data[0].get("body") == "bad":
         raise ValueError("no such word: bad")
@@ -56,7 +57,7 @@ def logs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     inference, management, metrics = free_ports(3)
     (place / "config.properties").write_text(
         f"inference_address=http://127.0.0.1:{inference}\nmanagement_address=http://127.0.0.1:{management}\n"
-        f"metrics_address=http://127.0.0.1:{metrics}\n"
+        f"metrics_address=http://127.0.0.1:{metrics}\nmodel_metrics_auto_detect=true\n"
     )
     environment = {**os.environ, "TMPDIR": str(place), "METRICS_LOCATION": str(place / "numbers")}
     torchserve = [str(COMMANDS / "torchserve")]
@@ -101,6 +102,14 @@ def test_the_access_log_has_a_line_for_each_answer(logs: Path) -> None:
     request = r'/127\.0\.0\.1:\d+ "POST /predictions/talks HTTP/1\.1"'
     assert [bool(re.fullmatch(rf"{TIME} - {request} \d{{3}} \d+", line)) for line in lines] == [True, True]
     assert [line.split()[-2] for line in lines] == ["200", "503"]
+
+
+def test_what_the_handler_counts_is_in_the_log_of_metrics(logs: Path) -> None:
+    lines = (logs / "numbers" / "model_metrics.log").read_text().splitlines()
+    line = rf"{TIME} - WordsSeen\.Count:\d\.0\|#ModelName:talks,Level:Model\|#hostname:\S+,requestID:\S+,timestamp:\d+"
+    counted = [found for found in lines if "WordsSeen" in found]
+    assert all(re.fullmatch(line, found) for found in counted), lines
+    assert sum(float(re.search(r":(\d\.0)\|", found)[1]) for found in counted) == 6.0  # type: ignore[index]
 
 
 def test_the_server_s_own_lines_are_in_its_log(logs: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import tomllib
 
+from mariner import metrics
 from mariner.batching import POLICIES
 from mariner.lifecycle import DEATHS_BEFORE_PARKING, RESTART_DELAYS
 
@@ -108,6 +109,24 @@ def canonical(name: str) -> str:
 
 def test_constraints_pin_pytorch_without_a_local_version() -> None:
     assert "torch==2.13.0\n" in page("constraints.txt")
+
+
+def test_the_page_on_metrics_is_what_the_table_gives() -> None:
+    assert page("docs/reference/metrics.md") == metrics.reference_page(), (
+        "run: mariner metrics docs > docs/reference/metrics.md"
+    )
+
+
+def test_the_page_on_metrics_has_a_row_for_every_metric() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| (?:counter|gauge|histogram) \|", page("docs/reference/metrics.md"), re.MULTILINE)
+    assert rows == [row.name for row in metrics.METRICS]
+
+
+@pytest.mark.parametrize(
+    "extra", sorted(set(re.findall(r"mariner-serve\[(\w+)\]", "".join(map(Path.read_text, PAGES)))))
+)
+def test_pages_name_only_extras_that_exist(extra: str) -> None:
+    assert extra in tomllib.loads(page("pyproject.toml"))["project"]["optional-dependencies"]
 
 
 def test_the_batching_page_names_the_policies_that_exist() -> None:

@@ -1,4 +1,4 @@
-"""Server metrics: the table, counters that are cheap to raise, samples from workers, the Prometheus text.
+"""Server metrics: the table, counters that are cheap to raise, samples from workers, the Prometheus text, log lines.
 
 The text is written here and not by a client library: stock clients rename counters (``Requests2XX_total``), add
 ``_created`` series and write numbers differently, while dashboards and scripts match TorchServe's spelling literally.
@@ -7,7 +7,23 @@ What the machine is doing is read by ``mariner.devices``.
 
 from __future__ import annotations
 
+from mariner.metrics.collector import collect
 from mariner.metrics.definitions import METRICS, Definition, Kind, Section, load_definitions
-from mariner.metrics.recording import Metrics, MetricsMode, parse_line
+from mariner.metrics.lines import Update, format_line, parse_line
+from mariner.metrics.page import reference_page
+from mariner.metrics.recording import Metrics, MetricsMode
 
-__all__ = ["METRICS", "Definition", "Kind", "Metrics", "MetricsMode", "Section", "load_definitions", "parse_line"]
+__all__ = [
+    "METRICS",
+    "Definition",
+    "Kind",
+    "Metrics",
+    "MetricsMode",
+    "Section",
+    "Update",
+    "collect",
+    "format_line",
+    "load_definitions",
+    "parse_line",
+    "reference_page",
+]

@@ -18,6 +18,7 @@ __all__ = [
     "BUILT_IN",
     "METRICS",
     "OWN",
+    "PER_REQUEST",
     "SIZE_BUCKETS",
     "TIME_BUCKETS",
     "Definition",
@@ -93,8 +94,8 @@ METRICS: tuple[Definition, ...] = (
         "ts_queue_latency_microseconds", _C, "Microseconds", _CALL, _S, "Time from arrival to a worker, summed."
     ),
     Definition("QueueTime", _G, "Milliseconds", _HOST, _S, "What the latest answered request waited for a worker."),
-    Definition("WorkerThreadTime", _G, "Milliseconds", _HOST, _S, "What it spent neither waiting nor in its handler."),
-    Definition("WorkerLoadTime", _G, "Milliseconds", _LOAD, _S, "What a worker took to load its model."),
+    Definition("WorkerThreadTime", _G, "Milliseconds", _HOST, _S, "What else it took, the handler left out."),
+    Definition("WorkerLoadTime", _G, "Milliseconds", _LOAD, _S, "What a worker took to start and to load its model."),
     Definition("CPUUtilization", _G, "Percent", _HOST, _S, "Processor time in use since the previous sample."),
     Definition("MemoryUsed", _G, "Megabytes", _HOST, _S, "Memory in use, in MiB."),
     Definition("MemoryAvailable", _G, "Megabytes", _HOST, _S, "Memory that can be had without swapping, in MiB."),
@@ -115,10 +116,12 @@ METRICS: tuple[Definition, ...] = (
         "mariner_handler_seconds", _H, "Seconds", _OWN, _O, "Time the handler took for the batch.", TIME_BUCKETS
     ),
     Definition("mariner_batch_size", _H, "Count", _OWN, _O, "Size of the batch, seen by each request.", SIZE_BUCKETS),
+    Definition("mariner_queue_depth", _G, "Count", _OWN, _O, "Requests of the version that wait for a worker."),
 )
 
 BUILT_IN = {row.name: row for row in METRICS}
 OWN = tuple(row for row in METRICS if row.section is Section.OWN)
+PER_REQUEST = tuple(row for row in OWN if row.kind is Kind.HISTOGRAM)
 
 # -- metrics file ----------------------------------------------------------------------------------------------------
 
@@ -153,6 +156,7 @@ def load_definitions(path: Path, *, strict: bool = True) -> tuple[Definition, ..
             )
         else:
             logger.error("A metric of %s is left out: %s", path, problem)
+    logger.info("Successfully loaded metrics configuration from %s", path)
     return tuple(accepted.values())
 
 

@@ -54,19 +54,24 @@ class Family:
             logger.error(text, side, self.definition.name, names, values)
         return False
 
-    def record(self, labels: LabelValues, value: float) -> None:
-        if not self.accepts(labels):
-            return
-        if self.definition.kind is Kind.GAUGE:
+    def record(self, labels: LabelValues, value: float) -> bool:
+        """Takes an update; False if it is none that this metric can have."""
+        kind = self.definition.kind
+        # A counter never goes down, and NaN, which is not even less than 0, would stay for ever.
+        if not self.accepts(labels) or (kind is not Kind.GAUGE and math.isnan(value)):
+            return False
+        if kind is Kind.GAUGE:
             self.values[labels] = value
-        elif self.definition.kind is Kind.COUNTER:
-            if value >= 0:  # false for NaN, too
-                self.values[labels] = self.values.get(labels, 0.0) + value
-        elif not math.isnan(value):
+        elif kind is Kind.COUNTER:
+            if value < 0:
+                return False
+            self.values[labels] = self.values.get(labels, 0.0) + value
+        else:
             histogram = self.histograms.get(labels)
             if histogram is None:
                 histogram = self.histograms[labels] = Histogram(self.definition.buckets)
             histogram.observe(value)
+        return True
 
     def samples(self) -> Iterator[tuple[str, str]]:
         """Sample name and its whole line."""

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import logging
-import re
 import socket
+import time
 from bisect import bisect_left
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 
 from mariner.metrics.definitions import (
     BUILT_IN,
     METRICS,
     OWN,
+    PER_REQUEST,
     SIZE_BUCKETS,
     TIME_BUCKETS,
     Definition,
@@ -21,12 +22,13 @@ from mariner.metrics.definitions import (
     problem_of,
 )
 from mariner.metrics.exposition import Family, Histogram, LabelValues
+from mariner.metrics.lines import Update, parse_line
 
-__all__ = ["Metrics", "MetricsMode", "parse_line"]
+__all__ = ["Metrics", "MetricsMode"]
 
 logger = logging.getLogger(__name__)
 
-Update = tuple[str, LabelValues, float]
+Row = tuple[str, LabelValues, float]  # name, labels, value
 
 _REQUESTS = ("Requests2XX", "Requests4XX", "Requests5XX")
 _LEGACY = frozenset(
@@ -35,7 +37,7 @@ _LEGACY = frozenset(
 
 
 class MetricsMode(Enum):
-    """What ``/metrics`` shows: everything, nothing, or the three inference counters."""
+    """Where metrics go: to ``/metrics``; into logs; into logs but for the three inference counters."""
 
     PROMETHEUS = "prometheus"
     LOG = "log"
@@ -61,8 +63,11 @@ class Metrics:
     Args:
         definitions: the metrics that exist; an update of any other is dropped.
         hostname: value of the ``Hostname`` label; this machine's name by default.
-        mode: what :meth:`expose` shows.
+        mode: what :meth:`expose` shows, and what is left for ``on_update``.
         auto_detect: model metrics nobody declared are taken as they first come.
+        on_update: takes single updates for logs, on the event loop: it must be quick and never raise. In the mode
+            ``prometheus`` those of workers and of the machine alone, none for each request. Where it is None, nothing
+            is spent on it.
     """
 
     def __init__(
@@ -72,8 +77,12 @@ class Metrics:
         hostname: str | None = None,
         mode: MetricsMode = MetricsMode.PROMETHEUS,
         auto_detect: bool = False,
+        on_update: Callable[[Update], None] | None = None,
     ) -> None:
         self.mode = mode
+        self._on_update = on_update
+        self._on_each = None if mode is MetricsMode.PROMETHEUS else on_update
+        self._unlogged = _LEGACY if mode is MetricsMode.LEGACY else frozenset[str]()
         self._hostname = hostname or socket.gethostname() or "Unknown"
         self._host: LabelValues = ("Host", self._hostname)
         self._auto_detect = auto_detect
@@ -89,18 +98,24 @@ class Metrics:
             for name, family in self._families.items()
             if name in BUILT_IN and family.definition.kind is not BUILT_IN[name].kind
         }
+        self._each = bool(self._retyped) or self._on_each is not None  # totals do not suffice
         self._refused: set[str] = set()  # names of workers that were logged once
         self._responses = [0, 0, 0]
         self._models: dict[tuple[str, str], _ModelSeries] = {}
         self._handler_seconds: dict[str, float] = {}  # latest of each model
         self._latest: tuple[float, float, float] | None = None  # latency, queue, handler of the latest inference
+        self._queue_depths: Callable[[], Iterable[tuple[str, str, int]]] = lambda: ()
+
+    def watch_queues(self, depths: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
+        """Says whom to ask for queues when the text is wanted: model, version, requests that wait."""
+        self._queue_depths = depths
 
     def requests_finished(self, status: int) -> None:
         """An HTTP response went out, on any listener."""
         position = 0 if 200 <= status < 300 else 1 if 400 <= status < 500 else 2
         self._responses[position] += 1
-        if self._retyped:
-            self._update_retyped([(_REQUESTS[position], self._host, 1)])
+        if self._each:
+            self._update_each([(_REQUESTS[position], self._host, 1)])
 
     def inference_requested(self, model: str, version_label: str) -> None:
         """A known model was asked for an inference; whether it is refused later does not matter.
@@ -111,8 +126,8 @@ class Metrics:
         """
         series = self._models.get((model, version_label)) or self._add_series(model, version_label)
         series.requests += 1
-        if self._retyped:
-            self._update_retyped([("ts_inference_requests_total", (model, version_label, self._hostname), 1)])
+        if self._each:
+            self._update_each([("ts_inference_requests_total", (model, version_label, self._hostname), 1)])
 
     def inference_finished(
         self,
@@ -148,23 +163,30 @@ class Metrics:
         histogram.sum += batch_size
         self._handler_seconds[model] = handler_seconds
         self._latest = (latency_seconds, queue_seconds, handler_seconds)
-        if self._retyped:
+        if self._each:
             labels = (model, version_label, self._hostname)
-            self._update_retyped(
+            self._update_each(
                 [
                     ("ts_inference_latency_microseconds", labels, latency_seconds * 1e6),
                     ("ts_queue_latency_microseconds", labels, queue_seconds * 1e6),
                     *self._latest_gauges(),
-                    ("PredictionTime", (model, "Model", self._hostname), round(handler_seconds * 1e3, 2)),
                 ]
             )
+            if "PredictionTime" in self._retyped:  # where it goes into a log, workers send it with their request ids
+                self._families["PredictionTime"].record(*self._prediction_time(model, handler_seconds))
 
     def worker_loaded(self, worker_name: str, seconds: float) -> None:
         """A worker (``W-9000-model_1.0``) has its model."""
         self.record("WorkerLoadTime", (worker_name, *self._host), int(seconds * 1e3))
 
     def worker_sample(
-        self, name: str, unit: str, type_: str, value: float, dimensions: Sequence[tuple[str, str]]
+        self,
+        name: str,
+        unit: str,
+        type_: str,
+        value: float,
+        dimensions: Sequence[tuple[str, str]],
+        request_ids: str = "",
     ) -> None:
         """Takes a metric update from a worker, if it is declared or may be detected.
 
@@ -174,6 +196,7 @@ class Metrics:
             type_: ``counter``, ``gauge`` or ``histogram`` in any case; used when the metric is detected.
             value: increment of a counter, level of a gauge, one observation of a histogram.
             dimensions: names and values in order, without ``Hostname``.
+            request_ids: the requests it belongs to, separated by commas; for logs.
         """
         family = self._families.get(name)
         if family is None or family.definition.section is not Section.MODEL:
@@ -185,7 +208,9 @@ class Metrics:
         except (TypeError, ValueError, OverflowError):
             self._refuse(name, f"{name} was given {value!r}, which is no number.")
         else:
-            family.record((*(str(text) for _, text in dimensions), self._hostname), number)
+            labels = (*(str(text) for _, text in dimensions), self._hostname)
+            if family.record(labels, number) and self._on_update is not None:
+                self._on_update(Update(family.definition, labels, number, time.time(), request_ids))
 
     def worker_line(self, line: str) -> bool:
         """Takes a line a worker printed; False if it is no metric and belongs into the log."""
@@ -201,8 +226,8 @@ class Metrics:
     def record(self, name: str, labels: LabelValues, value: float) -> None:
         """Updates a metric that is not on the way of a request; one that is not declared is dropped."""
         family = self._families.get(name)
-        if family is not None:
-            family.record(labels, value)
+        if family is not None and family.record(labels, value) and self._on_update is not None:
+            self._on_update(Update(family.definition, labels, value, time.time()))
 
     def sample_system(self, samples: Iterable[tuple[str, LabelValues, float]]) -> None:
         """Records the state of the machine: name, labels between ``Level`` and ``Hostname``, value."""
@@ -232,22 +257,32 @@ class Metrics:
     def _add_series(self, model: str, version_label: str) -> _ModelSeries:
         series = self._models[model, version_label] = _ModelSeries()
         own = (series.latency, series.queue, series.handler, series.batch_size)
-        for row, histogram in zip(OWN, own, strict=True):
+        for row, histogram in zip(PER_REQUEST, own, strict=True):
             self._families[row.name].histograms[model, version_label] = histogram
         return series
 
-    def _update_retyped(self, updates: Iterable[Update]) -> None:
-        for name, labels, value in updates:
+    def _update_each(self, rows: Iterable[Row]) -> None:
+        """What cannot wait until somebody asks: metrics of another kind than ours, and updates for a log."""
+        now, families, tell = time.time(), self._families, self._on_each
+        for name, labels, value in rows:
+            family = families.get(name)
+            if family is None or not family.accepts(labels):
+                continue
             if name in self._retyped:
-                self._families[name].record(labels, value)
+                family.record(labels, value)
+            if tell is not None and name not in self._unlogged:
+                tell(Update(family.definition, labels, value, now))
 
-    def _latest_gauges(self) -> Iterator[Update]:
+    def _prediction_time(self, model: str, seconds: float) -> tuple[LabelValues, float]:
+        return (model, "Model", self._hostname), round(seconds * 1e3, 2)
+
+    def _latest_gauges(self) -> Iterator[Row]:
         if self._latest is not None:
             latency, queue, handler = self._latest
             yield "QueueTime", self._host, int(queue * 1e3)
             yield "WorkerThreadTime", self._host, int(max(0.0, latency - queue - handler) * 1e3)
 
-    def _totals(self) -> Iterator[Update]:
+    def _totals(self) -> Iterator[Row]:
         """What was counted in plain numbers."""
         yield from ((name, self._host, count) for name, count in zip(_REQUESTS, self._responses, strict=True) if count)
         for (model, version_label), series in self._models.items():
@@ -259,9 +294,11 @@ class Metrics:
                 yield "ts_queue_latency_microseconds", labels, series.queue.sum * 1e6
         yield from self._latest_gauges()
         for model, seconds in self._handler_seconds.items():
-            yield "PredictionTime", (model, "Model", self._hostname), round(seconds * 1e3, 2)
+            yield "PredictionTime", *self._prediction_time(model, seconds)
 
     def _collect(self) -> None:
+        waiting: dict[LabelValues, float] = {(model, name): depth for model, name, depth in self._queue_depths()}
+        self._families["mariner_queue_depth"].values = waiting
         for name, labels, value in self._totals():
             family = self._families.get(name)
             if family is not None and name not in self._retyped and family.accepts(labels):
@@ -288,24 +325,3 @@ class Metrics:
         if name not in self._refused:
             self._refused.add(name)
             logger.warning("A metric of a worker is dropped: %s", problem)
-
-
-# name.unit:value|#dimension:value,...|#type:TYPE|#hostname:host,seconds[,request ids]; the type is optional.
-_LINE = re.compile(
-    r"(?:INFO > )?\[METRICS\](?P<name>[^:|]+)\.(?P<unit>[^.:|]*):(?P<value>[^|]+)"
-    r"\|#(?P<dimensions>[^|]*)(?:\|#type:(?P<type>\w+))?\|#hostname:.*"
-)
-
-
-def parse_line(line: str) -> tuple[str, str, str, float, list[tuple[str, str]]] | None:
-    """Name, unit, type (empty if not given), value and dimensions of a ``[METRICS]`` line; None if it is none."""
-    match = _LINE.fullmatch(line.strip())
-    if match is None:
-        return None
-    try:
-        value = float(match["value"])
-    except ValueError:
-        return None
-    pairs = (element.partition(":") for element in match["dimensions"].split(","))
-    dimensions = [(name, text) for name, colon, text in pairs if colon]
-    return match["name"], match["unit"], match["type"] or "", value, dimensions

@@ -41,6 +41,7 @@ class CachingMetric:
 
     Attributes:
         unit: the published name of the unit.
+        sent_type: type under which the server knows the metric.
         sink: takes the emitted samples; None writes them to the log.
     """
 
@@ -55,6 +56,7 @@ class CachingMetric:
         self.unit = unit_name(unit)
         self.dimension_names = list(dimension_names or ())
         self.metric_type = metric_type
+        self.sent_type = metric_type
         self.sink: Sink | None = None
 
     def add_or_update(
@@ -84,7 +86,7 @@ class CachingMetric:
             return
         dimensions = [(name, str(given)) for name, given in zip(self.dimension_names, values, strict=False)]
         # The name's slot is read past the Enum descriptor: this runs for every batch.
-        self.sink(Sample(self.metric_name, self.unit, self.metric_type._value_, number, dimensions, request_id or ""))
+        self.sink(Sample(self.metric_name, self.unit, self.sent_type._value_, number, dimensions, request_id or ""))
 
     def update(self, value: Any, request_id: str | None = "", dimensions: Sequence[Dimension] | None = None) -> None:
         """Replaces the dimension names by those given, then emits.

@@ -11,7 +11,7 @@ from ts.metrics.errors import (
     MetricsCacheKeyError,
     MetricsCachePyYamlError,
     MetricsCacheTypeError,
-    MetricsCacheValueError,
+    NoModelMetrics,
 )
 from ts.metrics.metric_type_enum import MetricTypes
 
@@ -39,8 +39,8 @@ def read_definitions(path: str | Path) -> Iterator[Definition]:
     Raises:
         MetricsCacheIOError: the file cannot be read.
         MetricsCachePyYamlError: it is not YAML.
-        MetricsCacheKeyError: the section is missing, a type is unknown, or an entry lacks a key.
-        MetricsCacheValueError: the section is empty.
+        NoModelMetrics: the section is missing or empty.
+        MetricsCacheKeyError: a type is unknown, or an entry lacks a key.
         MetricsCacheTypeError: a section is not the mapping or the list it must be.
     """
     import yaml  # noqa: PLC0415  # a worker with the default metrics does without
@@ -52,10 +52,10 @@ def read_definitions(path: str | Path) -> Iterator[Definition]:
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise MetricsCachePyYamlError(f"Error parsing file: {path}: {error}") from error
     if not isinstance(content, dict) or "model_metrics" not in content:
-        raise MetricsCacheKeyError(f"'model_metrics' key not found in yaml file: {path}")
+        raise NoModelMetrics(f"'model_metrics' key not found in yaml file: {path}")
     section = content["model_metrics"]
     if not section:
-        raise MetricsCacheValueError("Missing `model_metrics` specification")
+        raise NoModelMetrics("Missing `model_metrics` specification")
     if not isinstance(section, dict):
         raise MetricsCacheTypeError(f"`model_metrics` in {path} must map metric types to lists of metrics")
     for type_name, entries in section.items():

@@ -14,6 +14,7 @@ __all__ = [
     "MetricsCachePyYamlError",
     "MetricsCacheTypeError",
     "MetricsCacheValueError",
+    "NoModelMetrics",
 ]
 
 
@@ -39,3 +40,10 @@ class MetricsCacheValueError(ValueError):
 
 class MetricsCacheKeyError(KeyError):
     """No such metric, or an entry of the metrics file is incomplete."""
+
+
+class NoModelMetrics(MetricsCacheKeyError, MetricsCacheValueError):
+    """The metrics file declares no metrics of models: their section is missing or empty."""
+
+    def __str__(self) -> str:  # a KeyError would quote it
+        return str(self.args[0])

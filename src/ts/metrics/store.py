@@ -42,6 +42,7 @@ class MetricsCache:
         self.store: list[Any] = []
         self.request_ids: Mapping[int, str] | str | None = None
         self.model_name: str | None = None
+        self._declared: dict[str, MetricTypes] = {}
         self._sink: Sink | None = None
 
     @property
@@ -68,6 +69,7 @@ class MetricsCache:
         """
         path = self.config_file_path
         for name, unit, dimensions, kind in read_definitions(path) if path else DEFAULT_METRICS:
+            self._declared[name] = kind
             self.add_metric_to_cache(name, unit, list(dimensions), kind)
 
     def set_request_ids(self, request_ids: Mapping[int, str] | str | None) -> None:
@@ -111,6 +113,9 @@ class MetricsCache:
         if metric_name in metrics:
             logger.warning("Overriding existing key %s:%s in the metrics cache", metric_type.value, metric_name)
         metric = CachingMetric(metric_name, unit, names, metric_type)
+        # What the metrics file says is what the server does with it; an `add_time` may well feed a declared histogram,
+        # and then no update may be taken for one that the next replaces.
+        metric.sent_type = self._declared.get(metric_name, metric_type)
         metric.sink = self._sink
         metrics[metric_name] = metric
         return metric

@@ -38,6 +38,16 @@ system_metrics: list[Metric] = []
 dimension = [Dimension("Level", "Host")]
 
 
+class _Add:
+    """Takes one value. Collectors call every plain function of this module without arguments; this must be none."""
+
+    def __call__(self, name: str, value: Any, unit: str, *more: Dimension) -> None:
+        system_metrics.append(Metric(name, value, unit, [*dimension, *more]))
+
+
+_add = _Add()
+
+
 def cpu_utilization() -> None:
     """How busy the processors were since the last call, in percent."""
     _add("CPUUtilization", _psutil().cpu_percent(), "percent")
@@ -101,6 +111,8 @@ def gpu_utilization(num_of_gpu: int) -> None:
 def collect_all(mod: ModuleType, num_of_gpu: int) -> None:
     """Calls every public function that a module defines, and writes all metrics to the standard output.
 
+    An empty line ends them.
+
     Args:
         mod: this module, or one with functions of the same kind.
         num_of_gpu: for :func:`gpu_utilization`.
@@ -114,13 +126,10 @@ def collect_all(mod: ModuleType, num_of_gpu: int) -> None:
             function()
     for metric in system_metrics:
         print(metric)  # noqa: T201  # what collectors are for
+    print()  # noqa: T201  # what follows is something else: the memory of processes
 
 
 def _psutil() -> Any:
     import psutil  # noqa: PLC0415  # importing the metrics must not need it
 
     return psutil
-
-
-def _add(name: str, value: Any, unit: str, *more: Dimension) -> None:
-    system_metrics.append(Metric(name, value, unit, [*dimension, *more]))

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mariner import __version__, cli
+from mariner import __version__, cli, metrics
 from mariner.config import VERSION, Config, reference_page
 from mariner.errors import ConfigurationError
 from ts.version import __version__ as ts_version
@@ -431,6 +431,11 @@ def test_mariner_has_its_own_version(capsys: pytest.CaptureFixture[str]) -> None
 def test_docs_prints_the_reference(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["config", "docs"]) == 0
     assert capsys.readouterr().out == reference_page()
+
+
+def test_docs_prints_the_reference_of_the_metrics(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["metrics", "docs"]) == 0
+    assert capsys.readouterr().out == metrics.reference_page()
 
 
 def test_explain_shows_a_value_and_where_it_comes_from(

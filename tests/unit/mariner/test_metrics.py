@@ -354,14 +354,14 @@ def test_a_damaged_metric_line_is_reported(metrics: Metrics, caplog: pytest.LogC
 @pytest.mark.parametrize(
     ("line", "sample"),
     [
-        ("[METRICS]A.b:1|#|#type:COUNTER|#hostname:h,1", ("A", "b", "COUNTER", 1.0, [])),
-        ("INFO > [METRICS]A.b:1|#x:y|#hostname:h,1", ("A", "b", "", 1.0, [("x", "y")])),
-        ("[METRICS]A.b:1e-3|#d:cuda:0,odd|#type:GAUGE|#hostname:h,1", ("A", "b", "GAUGE", 0.001, [("d", "cuda:0")])),
+        ("[METRICS]A.b:1|#|#type:COUNTER|#hostname:h,1", ("A", "b", "COUNTER", 1.0, [], "")),
+        ("INFO > [METRICS]A.b:1|#x:y|#hostname:h,1,r1,r2", ("A", "b", "", 1.0, [("x", "y")], "r1,r2")),
+        ("[METRICS]A.b:1e-3|#d:cuda:0,x|#type:GAUGE|#hostname:h,1", ("A", "b", "GAUGE", 0.001, [("d", "cuda:0")], "")),
         ("[METRICS]A.b:fast|#|#type:GAUGE|#hostname:h,1", None),
         ("[METRICS]A.b:1|#x:y", None),
     ],
 )
-def test_metric_lines_are_parsed(line: str, sample: tuple[str, str, str, float, list[tuple[str, str]]] | None) -> None:
+def test_metric_lines_are_parsed(line: str, sample: object) -> None:
     assert parse_line(line) == sample
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mariner.config import Config
+from mariner.config import Config, MetricsMode
 from mariner.devices import Accelerators
 from mariner.errors import (
     BadRequest,
@@ -291,3 +291,32 @@ async def test_a_stopping_server_answers_what_it_has_and_takes_nothing_new(scene
     with pytest.raises(Draining):
         await scene.server.register("echo")
     assert list((tmp_path / "unpacked" / "models").iterdir()) == []
+
+
+# -- metrics ---------------------------------------------------------------------------------------------------------
+
+
+async def test_the_queue_of_each_version_is_a_metric(scene: Scene) -> None:
+    scene.engine.handler = None
+    await scene.server.register("echo", ONE)
+    calls = [asyncio.create_task(scene.predict(b"")) for _ in range(3)]
+    await settle()
+    text = scene.server.metrics.expose(["mariner_queue_depth"])
+    assert text.splitlines()[2:] == ['mariner_queue_depth{model_name="echo",model_version="1.0",} 2.0']
+    for call in calls:
+        call.cancel()
+
+
+async def test_the_workers_that_have_a_process_are_known_by_it(scene: Scene) -> None:
+    await scene.server.register("echo", RegisterOptions(initial_workers=2))
+    assert scene.server.worker_pids() == [50_000, 50_001]
+
+
+@pytest.mark.parametrize(("mode", "every"), [("PROMETHEUS", False), ("LOG", True), ("LEGACY", True)])
+async def test_workers_send_every_update_where_logs_want_it(tmp_path: Path, mode: str, every: bool) -> None:
+    scene = Scene(tmp_path, metrics_mode=MetricsMode[mode])
+    scene.add("echo")
+    await scene.server.register("echo", ONE)
+    load = scene.engine.processes[0].load
+    assert load is not None
+    assert load.every_metric is every

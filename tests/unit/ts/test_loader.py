@@ -341,6 +341,25 @@ def test_what_a_handler_raises_while_loading_is_not_wrapped(write: Write, tmp_pa
         load_service(Load("net", str(tmp_path), name), drop)
 
 
+@pytest.mark.parametrize("text", ["ts_metrics: {}", "model_metrics:"])
+def test_a_metrics_file_may_say_nothing_of_models(
+    write: Write, tmp_path: Path, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    (tmp_path / "metrics.yaml").write_text(text)
+    samples: list[Sample] = []
+    load = Load("net", str(tmp_path), write(HANDLER), metrics_config=str(tmp_path / "metrics.yaml"))
+    load_service(load, drop, sink=samples.append)
+    assert [sample.name for sample in samples] == ["Loading"]
+    assert caplog.messages[0].startswith("No metrics of models are declared: ")
+
+
+def test_a_worker_emits_the_time_of_its_batches_if_every_metric_is_wanted(write: Write, tmp_path: Path) -> None:
+    samples: list[Sample] = []
+    load = Load("net", str(tmp_path), write(HANDLER), every_metric=True)
+    load_service(load, drop, sink=samples.append).predict(Batch(1, [(5, Request("r", b"", []))]))
+    assert [(sample.name, sample.request_ids) for sample in samples[1:]] == [("PredictionTime", "r")]
+
+
 def test_without_yaml_metrics_are_lost_but_the_model_serves(
     write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

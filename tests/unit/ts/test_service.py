@@ -26,8 +26,14 @@ Handle = Callable[[Any, Context], Any]
 class Metrics:
     request_ids: Any = None
 
+    def __init__(self) -> None:
+        self.times: list[tuple[str, float, Any]] = []
+
     def set_request_ids(self, ids: Any) -> None:
         self.request_ids = ids
+
+    def add_time(self, name: str, value: float) -> None:
+        self.times.append((name, value, self.request_ids))
 
 
 def serve(handle: Handle, sent: list[Reply] | None = None, **options: Any) -> Service:
@@ -285,6 +291,29 @@ def test_the_next_batch_does_not_notice_a_failure() -> None:
     service = serve(lambda data, _: [1 / int(row["body"]) for row in data])
     service.predict(batch(b"0"))
     assert outcome(service.predict(batch(b"2"))) == [(10, False, 200, b"0.5")]
+
+
+# -- the time of a batch ---------------------------------------------------------------------------------------------
+
+
+def times_of(service: Service) -> list[tuple[str, float, Any]]:
+    times: list[tuple[str, float, Any]] = service.context.metrics.times
+    return times
+
+
+def test_each_batch_that_succeeds_emits_its_time_where_that_is_wanted() -> None:
+    service = serve(lambda data, _: [1 / int(row["body"]) for row in data], emits_time=True)
+    service.predict(batch(b"0"))
+    service.predict(batch(b"1", b"2"))
+    ((name, milliseconds, request_ids),) = times_of(service)
+    assert (name, request_ids) == ("PredictionTime", {0: "id-0", 1: "id-1"})
+    assert 0 <= milliseconds == round(milliseconds, 2) < 1000
+
+
+def test_the_time_of_a_batch_is_not_emitted_where_replies_tell_it() -> None:
+    service = serve(returns(1))
+    service.predict(batch(b""))
+    assert times_of(service) == []
 
 
 # -- the context of a batch ------------------------------------------------------------------------------------------

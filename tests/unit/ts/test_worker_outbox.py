@@ -107,6 +107,21 @@ def test_counters_add_up_gauges_keep_the_last_and_histograms_keep_all() -> None:
     assert samples.take() == []
 
 
+def test_all_updates_are_kept_in_order_where_each_is_wanted(pair: tuple[Outbox, Server]) -> None:
+    outbox, server = pair
+    outbox.keep_all_metrics()
+    for value, kind in enumerate(("counter", "gauge", "counter", "gauge"), 1):
+        outbox.add_sample(sample("A", kind, value))
+    outbox.send_metrics()
+    ((_, rows),) = server.frames()
+    assert [row[2:4] for row in rows if isinstance(row, list)] == [
+        ["counter", 1],
+        ["gauge", 2],
+        ["counter", 3],
+        ["gauge", 4],
+    ]
+
+
 def test_samples_with_other_labels_are_kept_apart() -> None:
     samples = Samples()
     samples.add(sample("A", "counter", 1.0, "a"))

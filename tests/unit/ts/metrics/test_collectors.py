@@ -3,8 +3,10 @@ from __future__ import annotations
 import io
 import os
 import stat
+import subprocess
+import sys
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 
 import pytest
 
@@ -26,7 +28,8 @@ def put_nvidia_smi(path: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> 
 
 def test_all_metrics_are_measured_and_written(capsys: pytest.CaptureFixture[str]) -> None:
     system_metrics.collect_all(system_metrics, 0)
-    lines = capsys.readouterr().out.splitlines()
+    *lines, last = capsys.readouterr().out.splitlines()
+    assert last == ""  # what other programs take for the end
     assert {line.partition(".")[0] for line in lines} == {
         *("CPUUtilization", "MemoryUsed", "MemoryAvailable", "MemoryUtilization"),
         *("DiskUsage", "DiskAvailable", "DiskUtilization"),
@@ -40,6 +43,23 @@ def test_a_collector_of_ones_own_is_asked_too(capsys: pytest.CaptureFixture[str]
     exec(code, module.__dict__)
     system_metrics.collect_all(module, 0)
     assert capsys.readouterr().out.splitlines()[0] == "forty-two"
+
+
+def test_every_plain_function_does_without_arguments_for_collectors_that_call_them_all() -> None:
+    for name in dir(system_metrics):
+        function = getattr(system_metrics, name)
+        if isinstance(function, FunctionType) and function.__name__ not in {"collect_all", "gpu_utilization"}:
+            function()
+    assert len(system_metrics.system_metrics) == 7
+
+
+def test_the_script_measures_and_then_tells_the_memory_of_processes(tmp_path: Path) -> None:
+    place = Path(system_metrics.__file__).parents[2]
+    words = [sys.executable, "ts/metrics/metric_collector.py", "--gpu", "0"]
+    done = subprocess.run(words, cwd=place, input=f"{os.getpid()}\n", capture_output=True, text=True, check=True)
+    metrics, _, memory = done.stdout.partition("\n\n")
+    assert "CPUUtilization.Percent:" in metrics
+    assert memory.startswith(f"{os.getpid()}:")
 
 
 def test_each_gpu_has_its_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

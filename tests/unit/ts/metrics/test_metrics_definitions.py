@@ -13,6 +13,7 @@ from ts.metrics.errors import (
 )
 from ts.metrics.metric_cache_yaml_impl import MetricsCacheYamlImpl
 from ts.metrics.metric_type_enum import MetricTypes
+from ts.wire import Sample
 
 DEFINITIONS = """
 dimensions: [&model "ModelName", &level "Level"]
@@ -64,6 +65,18 @@ def test_the_latest_of_file_and_handler_wins(tmp_path: Path) -> None:
     assert cache.get_metric("Calls").unit == "apples"
     cache.initialize_cache()
     assert cache.get_metric("Calls").unit == "Count"
+
+
+def test_the_server_hears_of_a_declared_metric_under_its_declared_type(tmp_path: Path) -> None:
+    cache = load(tmp_path, "model_metrics: {histogram: [{name: Took, unit: ms, dimensions: [ModelName, Level]}]}")
+    samples: list[Sample] = []
+    cache.sink = samples.append
+    cache.model_name = "net"
+    cache.set_request_ids("a")
+    cache.add_time("Took", 1.5)
+    cache.add_time("Other", 1.5)
+    assert [(sample.name, sample.type) for sample in samples] == [("Took", "histogram"), ("Other", "gauge")]
+    assert cache.cache_keys() == ["gauge:Took", "gauge:Other", "histogram:Took"]
 
 
 def test_a_missing_file_is_an_io_error(tmp_path: Path) -> None:
