@@ -1,4 +1,4 @@
-"""The routes and what all of them share: access, errors, CORS. One :class:`App` per listener."""
+"""What all routes share: finding one, access, errors, CORS. One :class:`App` per listener."""
 
 from __future__ import annotations
 
@@ -12,79 +12,20 @@ from typing import TYPE_CHECKING, Any
 
 from mariner.auth import Access, Listener
 from mariner.errors import ConfigurationError, InternalError, MarinerError, MethodNotAllowed, NotFound
-from mariner.http import inference, management, metrics
 from mariner.http.exchange import Exchange, HeaderPairs, encode_headers
 from mariner.http.messages import Response, decode_path, write_error
+from mariner.http.routes import ANY, ROUTES, Route
 
 if TYPE_CHECKING:
     from mariner.model_server import ModelServer
 
-__all__ = ["ROUTES", "App", "Route"]
+__all__ = ["App"]
 
 logger = logging.getLogger(__name__)
 
 _NOT_FOUND = "Requested resource is not found, please refer to API document."
 _NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
-_ANY = ("*",)
 _MAX_KNOWN, _MAX_TARGET = 1024, 256  # a client that makes up targets costs itself this shortcut, and us little memory
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One operation.
-
-    Attributes:
-        listener: where it is served, and whose access rules apply.
-        methods: HTTP methods; ``*`` for all.
-        path: template; ``{name}`` is one segment, ``{name*}`` any number of them.
-        function: a callback that answers the exchange itself, or a coroutine function that returns a ``Response``.
-            Called with the model server, the exchange and what the template captures, in order.
-        summary: one line for people.
-        model_api: changes which models there are; may be switched off.
-        handler_input: the request goes to a handler, query parameters too if the setting says so.
-    """
-
-    listener: Listener
-    methods: tuple[str, ...]
-    path: str
-    function: Callable[..., Any]
-    summary: str
-    model_api: bool = False
-    handler_input: bool = False
-
-
-_I, _M = Listener.INFERENCE, Listener.MANAGEMENT
-_MODEL, _VERSION = "/models/{model_name}", "/models/{model_name}/{model_version}"
-
-# fmt: off
-ROUTES = (
-    Route(_I, _ANY, "/ping", inference.ping, "Health of the models."),
-    Route(_I, _ANY, "/ping/{rest*}", inference.ping, "Health of the models."),
-    Route(_I, _ANY, "/predictions/{model_name}", inference.predict,
-          "Prediction of the default version.", handler_input=True),
-    Route(_I, _ANY, "/predictions/{model_name}/{model_version}", inference.predict,
-          "Prediction of a version.", handler_input=True),
-    Route(_I, _ANY, "/predictions/{model_name}/{model_version}/{url_path*}", inference.predict,
-          "Prediction of a version; the handler sees the rest of the path.", handler_input=True),
-    Route(_I, _ANY, "/explanations/{model_name}", inference.explain,
-          "Explanation by the default version.", handler_input=True),
-    Route(_I, _ANY, "/explanations/{model_name}/{model_version}", inference.explain,
-          "Explanation by a version.", handler_input=True),
-    Route(_I, _ANY, "/explanations/{model_name}/{model_version}/{url_path*}", inference.explain,
-          "Explanation by a version; the handler sees the rest of the path.", handler_input=True),
-    Route(_M, ("GET",), "/models", management.list_models, "Registered models."),
-    Route(_M, ("POST",), "/models", management.register, "Register a model.", model_api=True),
-    Route(_M, ("GET",), _MODEL, management.describe, "Describe the default version."),
-    Route(_M, ("PUT",), _MODEL, management.scale, "Scale the workers of the default version."),
-    Route(_M, ("DELETE",), _MODEL, management.unregister, "Unregister the default version.", model_api=True),
-    Route(_M, ("GET",), _VERSION, management.describe, "Describe a version, or all."),
-    Route(_M, ("PUT",), _VERSION, management.scale, "Scale the workers of a version."),
-    Route(_M, ("DELETE",), _VERSION, management.unregister, "Unregister a version.", model_api=True),
-    Route(_M, ("PUT",), _VERSION + "/set-default", management.set_default, "Make a version the default."),
-    Route(Listener.METRICS, _ANY, "/metrics", metrics.expose, "Metrics in Prometheus' text format."),
-    Route(Listener.METRICS, _ANY, "/metrics/{rest*}", metrics.expose, "Metrics in Prometheus' text format."),
-)
-# fmt: on
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +163,7 @@ class App:
             )
         if operation.is_callback:
             operation.call(exchange, *captured)
-            if route.methods == _ANY and route.listener not in self._guarded and len(exchange.target) <= _MAX_TARGET:
+            if route.methods == ANY and route.listener not in self._guarded and len(exchange.target) <= _MAX_TARGET:
                 if len(self._known) >= _MAX_KNOWN:
                     self._known.clear()
                 self._known[exchange.target] = operation.call, captured

@@ -13,7 +13,7 @@ from http_peer import FakeModelServer, get, post, until
 
 from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
 from mariner.errors import ConfigurationError, Draining, MarinerError, ModelNotFound, QueueFull, VersionNotFound
-from mariner.http.app import ROUTES
+from mariner.http.routes import ROUTES
 
 NOT_FOUND = "Requested resource is not found, please refer to API document."
 NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
