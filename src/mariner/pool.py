@@ -14,7 +14,7 @@ from mariner.batching import JobQueue
 from mariner.engines import Engine
 from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
-from mariner.lifecycle import Event, Recovery, State
+from mariner.lifecycle import Event, Readiness, Recovery, State
 from mariner.recipe import Recipe
 from mariner.worker import Clock, Death, Worker
 
@@ -86,6 +86,17 @@ class WorkerPool:
     def broken(self) -> bool:
         """No worker is ready, and none will be without help."""
         return bool(self.workers) and all(worker.state is State.BROKEN for worker in self.workers)
+
+    @property
+    def readiness(self) -> Readiness:
+        """What a request would meet."""
+        if self.draining:
+            return Readiness.DRAINING
+        if self.ready:
+            return Readiness.READY
+        if self.broken:
+            return Readiness.BROKEN
+        return Readiness.LOADING if self.workers else Readiness.UNLOADED
 
     @property
     def healthy_workers(self) -> int:

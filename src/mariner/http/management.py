@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING
 
 from mariner.errors import BadRequest, ModelNotFound
 from mariner.http.exchange import Exchange
-from mariner.http.messages import Response, json_response, read_parameters, read_query, status_response
+from mariner.http.messages import JSON, Response, json_response, read_parameters, read_query, status_response
 from mariner.model_settings import RegisterOptions
 
 if TYPE_CHECKING:
+    from mariner.auth import Access
     from mariner.model_server import ModelServer
 
-__all__ = ["describe", "list_models", "register", "scale", "set_default", "unregister"]
+__all__ = ["describe", "list_models", "register", "renew_key", "scale", "set_default", "unregister"]
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _RUNTIMES = frozenset({"python", "python3", "LSP"})
@@ -115,6 +116,12 @@ async def unregister(server: ModelServer, _exchange: Exchange, model: str, versi
     """Stops the workers of a version and forgets it."""
     await server.unregister(model, version)
     return status_response(f'Model "{model}" unregistered')
+
+
+async def renew_key(access: Access, exchange: Exchange) -> Response:
+    """Replaces the key that the query names; the answer does not show it, the key file does."""
+    access.renew(read_query(exchange.raw_query).get("type", ""), exchange.headers)
+    return Response(200, b"\n", JSON)
 
 
 def _optional_integer(parameters: dict[str, str], name: str) -> int | None:

@@ -21,6 +21,7 @@ from mariner.http.exchange import Exchange, HeaderPairs
 from mariner.jobs import Outcome, Part, Reply, Request, Shared, unpack_headers
 
 __all__ = [
+    "JSON",
     "Response",
     "decode_path",
     "json_response",
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 JSON: HeaderPairs = (("content-type", "application/json"),)
 
+_KSERVE = (b"/v1/", b"/v2/")  # where clients look for the message under the name ``error``
 _MAX_PAIRS = 1024  # of a query or a form
 _DEFAULT_PART_TYPE = "application/octet-stream"  # of a file whose part names none
 _BAD_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
@@ -331,6 +333,8 @@ def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = 
     if error.hint:
         body["hint"] = error.hint
     body["request_id"] = exchange.id
+    if exchange.target.startswith(_KSERVE):
+        body["error"] = error.message
     if error.retry_after is not None:
         headers = (*headers, ("Retry-After", str(math.ceil(error.retry_after))))
     exchange.respond(error.status, JSON + headers, _json(body))
