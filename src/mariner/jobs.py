@@ -54,6 +54,7 @@ class Job:
     __slots__ = (
         "_deliver",
         "alone",
+        "begun",
         "created",
         "deadline",
         "label",
@@ -79,6 +80,7 @@ class Job:
         self.deadline = deadline
         self.created = created
         self.taken = created  # when a worker took it
+        self.begun = created  # when the worker came to it, as far as the server can tell
         self.slot = slot
         self.label = label
         self.alone = alone

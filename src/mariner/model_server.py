@@ -127,6 +127,10 @@ class ModelServer:
         found.pool.put(job)
         return job
 
+    def now(self) -> float:
+        """Seconds on the clock that stamps jobs."""
+        return self._clock.time()
+
     def only_initial_model(self) -> str | None:
         """The name of the model the server started with, if it is one alone."""
         names = {version.name for version in self.registry if version.loaded_at_startup}

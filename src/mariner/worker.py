@@ -337,6 +337,7 @@ class Worker:
             return
         self.answered = self.answered or not reply.failed
         batch.unanswered -= 1
+        job.begun = batch.since if self._overlap else self._head_since
         if not batch.unanswered:
             self._close(batch, reply.handler_seconds)
         self._owner.finished(job, reply, batch.size)
@@ -345,12 +346,15 @@ class Worker:
     def _deliver_piece(self, reply: Reply) -> None:
         job, batch = self._jobs.get(reply.job_id, _NOBODY)
         if job is not None:
+            if not job.streaming:
+                job.begun = batch.since if self._overlap else self._head_since
             batch.since = self._clock.time()
             job.piece(reply)
 
     def _close(self, batch: _Batch, seconds: float) -> None:
         """All jobs of the batch are answered."""
         del self._batches[batch.id]
+        self._head_since += seconds  # when the next one began, if its replies are in the same frame
         if self._frames and batch.id >= self._frames[0]:  # batches run in order
             self._frames.popleft()
         # A handler that returns a constant still takes time; the first batch is all that is known.

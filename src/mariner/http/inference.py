@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -10,7 +9,8 @@ from urllib.parse import quote
 from mariner.errors import BadRequest
 from mariner.http.exchange import Exchange
 from mariner.http.messages import read_query, read_request, status_response, write_outcome
-from mariner.jobs import Outcome, Request, Shared
+from mariner.http.timing import TimedDelivery, Write
+from mariner.jobs import Request, Shared
 
 if TYPE_CHECKING:
     from mariner.model_server import ModelServer
@@ -81,7 +81,7 @@ def submit(
     version: str | None,
     injected: tuple[bytes, ...],
     *,
-    write: Callable[[Exchange, Outcome], None] = write_outcome,
+    write: Write = write_outcome,
     with_query: bool = False,
 ) -> None:
     """Queues a request; its answer is written when it comes.
@@ -104,7 +104,11 @@ def submit(
     timeout = None
     if b"x-request-timeout-ms" in exchange.fields:
         timeout = _read_timeout(exchange.fields[b"x-request-timeout-ms"])
-    job = server.submit(model, version, request, partial(write, exchange), slot=slot, timeout=timeout)
+    if server.config.server_timing:
+        deliver = TimedDelivery(exchange, write, server.now)
+        job = deliver.job = server.submit(model, version, request, deliver, slot=slot, timeout=timeout)
+    else:
+        job = server.submit(model, version, request, partial(write, exchange), slot=slot, timeout=timeout)
     exchange.body = b""  # the job's from here on
     exchange.on_cancel = job.cancel
 

@@ -52,12 +52,12 @@ def explain(
     submit(server, exchange, model, version, _EXPLAIN, write=_write_outcome, with_query=with_query)
 
 
-def _write_outcome(exchange: Exchange, outcome: Outcome) -> None:
+def _write_outcome(exchange: Exchange, outcome: Outcome, lines: bytes = b"") -> None:
     """Says that JSON is JSON, which clients of these protocols expect, unless the handler says what it is."""
     if isinstance(outcome, Reply) and not outcome.failed and not outcome.more and _is_json(bytes(outcome.body)):
         headers = _JSON + b"\0" + outcome.headers if outcome.headers else _JSON
         outcome = outcome._replace(headers=headers)
-    write_outcome(exchange, outcome)
+    write_outcome(exchange, outcome, lines)
 
 
 def _is_json(body: bytes) -> bool:

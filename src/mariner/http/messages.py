@@ -325,8 +325,15 @@ def _read_json_parameters(body: bytes | bytearray) -> dict[str, str]:
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
-def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = ()) -> None:
-    """Answers with an error; does nothing if an answer has begun."""
+def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = (), lines: bytes = b"") -> None:
+    """Answers with an error; does nothing if an answer has begun.
+
+    Args:
+        exchange: the request.
+        error: what happened.
+        headers: of the answer.
+        lines: complete header lines that it gets besides.
+    """
     body: dict[str, Any] = {"code": error.status, "type": error.wire_name, "message": error.message}
     if error.reason:
         body["reason"] = error.reason
@@ -337,17 +344,23 @@ def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = 
         body["error"] = error.message
     if error.retry_after is not None:
         headers = (*headers, ("Retry-After", str(math.ceil(error.retry_after))))
-    exchange.respond(error.status, JSON + headers, _json(body))
+    exchange.respond(error.status, JSON + headers, _json(body), lines=lines)
 
 
-def write_outcome(exchange: Exchange, outcome: Outcome) -> None:
-    """Answers with what became of a job; pieces of a stream are written as they come."""
+def write_outcome(exchange: Exchange, outcome: Outcome, lines: bytes = b"") -> None:
+    """Answers with what became of a job; pieces of a stream are written as they come.
+
+    Args:
+        exchange: the request.
+        outcome: the answer, a piece of it, or why there is none.
+        lines: complete header lines that the answer gets besides.
+    """
     if not isinstance(outcome, Reply):
-        _write_failure(exchange, outcome)
+        _write_failure(exchange, outcome, lines)
         return
     _, body, status, phrase, packed, more, failed, _ = outcome
     if failed:
-        _write_failure(exchange, PredictionFailed(status, str(body, "utf-8", "replace")))
+        _write_failure(exchange, PredictionFailed(status, str(body, "utf-8", "replace")), lines)
         return
     try:
         if exchange.streaming:
@@ -358,23 +371,23 @@ def write_outcome(exchange: Exchange, outcome: Outcome) -> None:
             return
         headers = _reply_headers(packed) if packed else ()
         if more:
-            exchange.start_stream(status, headers, body, phrase)
+            exchange.start_stream(status, headers, body, phrase, lines)
         else:
-            exchange.respond(status, headers, body, phrase)
+            exchange.respond(status, headers, body, phrase, lines)
     except ValueError as error:
         logger.error("Request %s: the handler's answer cannot be sent: %s", exchange.id, error)  # noqa: TRY400 - no defect
         write_error(exchange, InternalError(f"The handler's answer cannot be sent. {error}."))
 
 
-def _write_failure(exchange: Exchange, error: MarinerError) -> None:
+def _write_failure(exchange: Exchange, error: MarinerError, lines: bytes) -> None:
     if exchange.streaming:
         exchange.abort()  # the status line is gone: an incomplete answer is the only sign left
         return
     try:
-        write_error(exchange, error)
+        write_error(exchange, error, lines=lines)
     except ValueError:  # a handler may choose any number as its status
         error.status = 500
-        write_error(exchange, error)
+        write_error(exchange, error, lines=lines)
 
 
 @lru_cache(maxsize=256)

@@ -54,6 +54,13 @@ class Scene:
         assert isinstance(outcome, Exception)
         return outcome
 
+    async def warm(self) -> None:
+        """One answer tells the worker that its batches are short, so that it gets the next ones ahead."""
+        self.put("first")
+        await settle()
+        (process,) = self.engine.processes
+        process.reply(process.batches[0], b"first", seconds=0.0001)
+
 
 SceneMaker = Callable[..., Scene]
 
@@ -534,3 +541,54 @@ async def test_an_answer_for_a_part_of_a_batch_starts_the_response_timeout_anew(
     assert not process.killed
     await s.clock.advance(1.1)
     assert process.killed
+
+
+# -- when a request's turn came --------------------------------------------------------------------------------------
+
+
+async def test_a_job_begins_when_the_batch_before_it_is_answered(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    first, second = s.put("a"), s.put("b")
+    await settle()
+    began = s.clock.time()
+    (process,) = s.engine.processes
+    await s.clock.advance(3.0)
+    process.reply(process.batches[-2], b"a")
+    await s.clock.advance(4.0)
+    process.reply(process.batches[-1], b"b")
+    assert (first.taken, first.begun) == (began, began)
+    assert (second.taken, second.begun) == (began, began + 3.0)
+
+
+async def test_replies_in_one_frame_began_one_after_the_other(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    first, second = s.put("a"), s.put("b")
+    await settle()
+    began = s.clock.time()
+    (process,) = s.engine.processes
+    await s.clock.advance(7.0)
+    jobs = [batch.jobs[0][0] for batch in process.batches[-2:]]
+    process.say_replies([Reply(jobs[0], b"a", handler_seconds=3.0), Reply(jobs[1], b"b", handler_seconds=4.0)])
+    assert (first.begun, second.begun) == (began, began + 3.0)
+
+
+async def test_where_batches_overlap_a_job_begins_when_it_is_sent(scene: SceneMaker) -> None:
+    s = scene(overlap=2)
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("a")
+    await s.clock.advance(1.0)
+    second = s.put("b")
+    await settle()
+    (process,) = s.engine.processes
+    sent = s.clock.time()
+    await s.clock.advance(2.0)
+    process.reply(process.batches[0], b"a")
+    process.reply(process.batches[1], b"b")
+    assert (second.taken, second.begun) == (sent, sent)

@@ -117,7 +117,7 @@ def encode_tensor(datatype: str, data: Sequence[Any]) -> bytes:
     """
     if datatype != "BYTES":
         return struct.pack(f"<{len(data)}{_CODES[datatype]}", *data)
-    pieces = []
+    pieces: list[bytes] = []
     for value in data:
         raw = bytes(value) if isinstance(value, (bytes, bytearray)) else _text(value).encode()
         pieces += (_LENGTH.pack(len(raw)), raw)

@@ -57,6 +57,7 @@ class FakeModelServer:
         self.is_ready = True
         self.state = Readiness.READY
         self.initial: str | None = None
+        self.time = 0.0
         self.models: list[tuple[str, str]] = []
         self.registered = Registered("m", "1.0", 0, ready=True)
         self.scaled = True
@@ -124,6 +125,9 @@ class FakeModelServer:
     def ready(self) -> bool:
         return self.is_ready
 
+    def now(self) -> float:
+        return self.time
+
     def only_initial_model(self) -> str | None:
         return self.initial
 
@@ -140,6 +144,10 @@ class FakeModelServer:
         return Metadata(name, ["1.0", "2.0"], "pytorch_pt2")
 
     # -- for tests ----------------------------------------------------------------------------------------------------
+
+    def later(self, behaviour: Behaviour) -> None:
+        """Lets jobs be answered in the next turn of the loop, as real ones are: never before ``submit`` returns."""
+        self.behaviour = lambda job: asyncio.get_running_loop().call_soon(behaviour, job) and None
 
     async def job(self) -> Job:
         """The next job that arrives."""
