@@ -78,8 +78,9 @@ class Server:
     _stopped: bool = False
 
     def address(self, kind: Kind) -> Address:
-        """Where requests of that kind are answered."""
-        return next(listener.address for kinds, listener in self.listeners if kind in kinds)
+        """Where requests of that kind are answered; their own listener rather than a shared one."""
+        _, listener = min((entry for entry in self.listeners if kind in entry[0]), key=lambda entry: len(entry[0]))
+        return listener.address
 
     @classmethod
     async def start(cls, config: Config) -> Server:
@@ -177,6 +178,9 @@ def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
             bindings.append((address, [kind]))
         else:
             shared.append(kind)
+    for _, kinds in bindings:  # TorchServe's shared listener has the metrics too, whatever their own address
+        if {Kind.INFERENCE, Kind.MANAGEMENT} <= {*kinds} and config.enable_metrics_api and Kind.METRICS not in kinds:
+            kinds.append(Kind.METRICS)
     return bindings
 
 
