@@ -167,7 +167,7 @@ class PayloadTooLarge(MarinerError):
 
 
 class RequestTimeout(MarinerError):
-    """The client's deadline passed before an answer existed."""
+    """The client's deadline passed before an answer existed: 408 while it waited, 504 while the handler ran."""
 
     status = 408
     wire_name = "RequestTimeoutException"

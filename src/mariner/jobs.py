@@ -114,6 +114,12 @@ class Job:
         if deliver is not None:
             deliver(outcome)
 
+    def give_up(self, error: MarinerError) -> None:
+        """Delivers an error though a worker still has the job, and the body until it is done with it."""
+        deliver, self._deliver = self._deliver, None
+        if deliver is not None:
+            deliver(error)
+
     def cancel(self) -> None:
         """Nobody wants the answer any more. A job with a worker keeps its body until the worker is done with it."""
         self._deliver = None

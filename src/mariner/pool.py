@@ -121,6 +121,8 @@ class WorkerPool:
         if self._without_worker_since is not None and self.broken:
             raise self._broken_error()
         self.queue.put(job)
+        if job.deadline < self._timer_at:
+            self._arm(job.deadline)
         if not self.queue.length % FRAME_JOBS and self.workers[0].fast:
             # The worker runs these while the loop still receives others: measured, up to half as much again.
             self._feed()
@@ -313,9 +315,13 @@ class WorkerPool:
         if self.queue:
             self._arm()
 
-    def _arm(self) -> None:
-        """Sets the timer for the next batch that falls due or the next deadline that passes."""
-        wake_at = self.queue.wake_at()
+    def _arm(self, deadline: float = math.inf) -> None:
+        """Sets the timer for the next batch that falls due or the next deadline that passes.
+
+        Args:
+            deadline: of a job that need not be in the queue any more.
+        """
+        wake_at = min(self.queue.wake_at(), deadline)
         if self._without_worker_since is not None:
             wake_at = min(wake_at, self._without_worker_since + self.recipe.response_timeout)
         if wake_at >= self._timer_at:
@@ -327,6 +333,9 @@ class WorkerPool:
     def _wake(self) -> None:
         self._timer, self._timer_at = None, math.inf
         self.queue.expire()
+        deadline = min((worker.expire() for worker in self._keepers), default=math.inf)
+        if deadline < math.inf:
+            self._arm(deadline)
         since = self._without_worker_since
         if since is not None and self._clock.time() >= since + self.recipe.response_timeout:
             self._refuse_waiting(self.no_worker())

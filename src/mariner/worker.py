@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from mariner.batching import JobQueue
 from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
-from mariner.errors import WorkerDied
+from mariner.errors import RequestTimeout, WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
 from ts.wire import (
@@ -287,6 +288,27 @@ class Worker:
         self._head_since = now
         if self._timer is None:
             self._timer = self._clock.call_at(now + self._response_timeout, self._check_response)
+
+    def expire(self) -> float:
+        """Answers the requests whose deadline has passed, though the handler goes on; returns the next deadline."""
+        now, earliest = self._clock.time(), math.inf
+        late = []
+        for job, _ in self._jobs.values():
+            if job.streaming or not job.wanted:
+                continue
+            if job.deadline <= now:
+                late.append(job)
+            else:
+                earliest = min(earliest, job.deadline)
+        for job in late:  # an answer may bring the next request, and that one may come here
+            allowed = job.deadline - job.created
+            error = RequestTimeout(
+                f'Model "{self.load.model_name}": no answer within the {allowed:g} s the request had.',
+                hint="Allow more time (clientTimeoutInMills, X-Request-Timeout-Ms) or make the handler faster.",
+            )
+            error.status = 504
+            job.give_up(error)
+        return earliest
 
     # -- what the process says ----------------------------------------------------------------------------------------
 
