@@ -6,6 +6,7 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     MarinerError
     ├── BadRequest            what the caller sent cannot be understood
     │   ├── InvalidArchive
+    │   │   └── DependenciesFailed
     │   ├── InvalidKey
     │   └── DownloadFailed
     ├── NotFound
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "DefaultVersionInUse",
+    "DependenciesFailed",
     "DownloadFailed",
     "Draining",
     "InternalError",
@@ -105,6 +107,12 @@ class InvalidArchive(BadRequest):
     """The archive, its manifest or its dependencies cannot be used."""
 
     wire_name = "InvalidModelException"
+
+
+class DependenciesFailed(InvalidArchive):
+    """The packages or the interpreter that the archive asks for could not be had."""
+
+    wire_name = "ModelException"
 
 
 class DownloadFailed(BadRequest):

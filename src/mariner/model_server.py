@@ -230,6 +230,7 @@ class ModelServer:
             model_store=self.config.model_store,
             allowed_urls=self.config.allowed_urls if self.config.is_set("allowed_urls") else (),
             temp_dir=self._temp_dir,
+            sha256=options.sha256,
             reuse_download=at_startup,
         )
         try:

@@ -27,7 +27,7 @@ DEFAULT_BATCH_DELAY = 0.1  # seconds; TorchServe's default
 
 @dataclass(frozen=True, slots=True)
 class RegisterOptions:
-    """What a registration asks for; None where it says nothing. Times in seconds."""
+    """What a registration asks for; None where it says nothing. Times in seconds; ``sha256`` is the archive's."""
 
     model_name: str | None = None
     handler: str | None = None
@@ -37,6 +37,7 @@ class RegisterOptions:
     initial_workers: int | None = None
     response_timeout: float | None = None
     startup_timeout: float | None = None
+    sha256: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

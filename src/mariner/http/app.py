@@ -115,10 +115,8 @@ class App:
 
     def _guard(self, resource: Resource | None) -> Listener | None:
         """Whose access rules a call has to pass; None if nobody's."""
-        if resource is None:
-            listener, is_probe = self._main, False
-        else:
-            listener, is_probe = self._main if resource.probe else resource.listener, resource.probe
+        is_probe = resource is not None and resource.route.probe
+        listener = self._main if resource is None or is_probe else resource.route.listener
         return listener if self._access.guards(listener, probe=is_probe) else None
 
     def _call(self, exchange: Exchange, resource: Resource, captured: Sequence[str], *, is_open: bool) -> None:

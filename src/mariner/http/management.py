@@ -19,6 +19,22 @@ __all__ = ["describe", "list_models", "register", "renew_key", "scale", "set_def
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _RUNTIMES = frozenset({"python", "python3", "LSP"})
 _MAX_PAGE = 100
+_TO_REGISTER = frozenset(
+    {
+        "batch_size",
+        "handler",
+        "initial_workers",
+        "max_batch_delay",
+        "model_name",
+        "response_timeout",
+        "runtime",
+        "sha256",
+        "startup_timeout",
+        "synchronous",
+        "url",
+    }
+)
+_TO_SCALE = frozenset({"max_worker", "min_worker", "model_version", "synchronous"})
 
 _ACCEPTED = "Processing worker updates..."
 _UNFINISHED = "Workers scaling in progress..."
@@ -42,7 +58,7 @@ async def list_models(server: ModelServer, exchange: Exchange) -> Response:
 
 async def register(server: ModelServer, exchange: Exchange) -> Response:
     """Loads an archive and starts its workers."""
-    parameters = read_parameters(exchange)
+    parameters = read_parameters(exchange, _TO_REGISTER)
     if "url" not in parameters:
         raise BadRequest("Parameter url is required.")
     if not parameters["url"]:
@@ -64,6 +80,7 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
             initial_workers=None if workers is None else max(workers, 0),
             response_timeout=_unless(_integer(parameters, "response_timeout", -1), -1, "response_timeout", least=1),
             startup_timeout=_unless(_integer(parameters, "startup_timeout", -1), -1, "startup_timeout", least=1),
+            sha256=parameters.get("sha256") or None,
         ),
         synchronous=synchronous,
     )
@@ -87,7 +104,7 @@ async def describe(server: ModelServer, exchange: Exchange, model: str, version:
 
 async def scale(server: ModelServer, exchange: Exchange, model: str, version: str | None = None) -> Response:
     """Changes the number of workers of a version."""
-    parameters = read_parameters(exchange)
+    parameters = read_parameters(exchange, _TO_SCALE)
     least = _integer(parameters, "min_worker", 1)
     most = _integer(parameters, "max_worker", least)
     synchronous = _boolean(parameters, "synchronous", default=False)

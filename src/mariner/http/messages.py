@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -286,15 +286,19 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def read_parameters(exchange: Exchange) -> dict[str, str]:
+def read_parameters(exchange: Exchange, names: Collection[str]) -> dict[str, str]:
     """Parameters of a management call: those of a JSON body alone, else of the query and of a form.
+
+    Args:
+        exchange: complete.
+        names: of the parameters that are looked for; what else a JSON body holds may be of any type.
 
     Raises:
         BadRequest: the body is not what its content type says.
     """
     media = media_type(exchange)
     if media.lower() == "application/json" and exchange.body:
-        return _read_json_parameters(exchange.take_body())
+        return _read_json_parameters(exchange.take_body(), names)
     parameters = read_query(exchange.raw_query)
     body = exchange.take_body()
     if body:
@@ -304,7 +308,7 @@ def read_parameters(exchange: Exchange) -> dict[str, str]:
     return parameters
 
 
-def _read_json_parameters(body: bytes | bytearray) -> dict[str, str]:
+def _read_json_parameters(body: bytes | bytearray, names: Collection[str]) -> dict[str, str]:
     try:
         value = orjson.loads(body)
     except ValueError as error:
@@ -317,7 +321,7 @@ def _read_json_parameters(body: bytes | bytearray) -> dict[str, str]:
             parameters[name] = "true" if item else "false"
         elif isinstance(item, (str, int, float)):
             parameters[name] = str(item)
-        elif item is not None:
+        elif item is not None and name in names:
             raise BadRequest(f"Parameter {name} must be a string, a number or a boolean.")
     return parameters
 

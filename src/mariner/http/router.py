@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from mariner.auth import Listener
 from mariner.http.routes import Route
 
 __all__ = ["Operation", "Resource", "Router"]
@@ -32,14 +31,12 @@ class Resource:
 
     Attributes:
         pattern: what its paths look like; its groups are the captured segments.
-        listener: whose access rules apply.
-        probe: see :class:`Route`.
+        route: its first; the access rules are the same for all of them.
         operations: by method, ``*`` for all that have no entry.
     """
 
     pattern: re.Pattern[str]
-    listener: Listener
-    probe: bool
+    route: Route
     operations: dict[str, Operation] = field(default_factory=dict)
 
 
@@ -58,7 +55,7 @@ class Router:
         for route in routes:
             resource = resources.get(route.path)
             if resource is None:
-                resource = resources[route.path] = Resource(_pattern(route.path), route.listener, route.probe)
+                resource = resources[route.path] = Resource(_pattern(route.path), route)
                 first = route.path.split("/")[1]
                 family = self._variable if "{" in first else self._families.setdefault(first, [])
                 family.append(resource)

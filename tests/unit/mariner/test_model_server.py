@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -261,6 +264,17 @@ async def test_what_is_no_archive_is_refused(scene: Scene, url: str, error: type
     with pytest.raises(error, match=text):
         await scene.server.register(url)
     assert scene.server.list_models() == []
+
+
+async def test_an_archive_with_another_hash_is_refused(scene: Scene) -> None:
+    with zipfile.ZipFile(scene.store / "packed.mar", "w") as file:
+        file.writestr("handler.py", "def handle(data, context):\n    return data\n")
+    digest = hashlib.sha256((scene.store / "packed.mar").read_bytes()).hexdigest()
+    options = RegisterOptions(model_name="packed", handler="handler.py", sha256="0" * 64)
+    with pytest.raises(InvalidArchive, match=f"its sha256 is {digest}"):
+        await scene.server.register("packed.mar", options)
+    await scene.server.register("packed.mar", dataclasses.replace(options, sha256=digest.upper()))
+    assert scene.server.list_models() == [("packed", "packed.mar")]
 
 
 async def test_an_unknown_runtime_is_refused(scene: Scene) -> None:

@@ -94,6 +94,11 @@ async def test_register_takes_its_parameters_from_a_form(running: Running) -> No
     assert running.models.calls == [("register", "m.mar", RegisterOptions(batch_size=2), True)]
 
 
+async def test_register_may_be_told_the_hash_of_the_archive(running: Running) -> None:
+    await ask(running, post("/models?url=m.mar&sha256=ab12"))
+    assert running.models.calls == [("register", "m.mar", RegisterOptions(sha256="ab12"), True)]
+
+
 async def test_what_register_is_not_told_stays_open(running: Running) -> None:
     await ask(running, post("/models?url=m.mar"))
     assert running.models.calls == [("register", "m.mar", RegisterOptions(), True)]
