@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import psutil
@@ -24,13 +26,16 @@ __all__ = ["Metadata", "ask_for_metadata", "describe_version", "read_metadata"]
 DESCRIBE_TIMEOUT = 30.0  # seconds that a handler may take to describe itself before the description does without
 
 
-def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> dict[str, Any]:
+def describe_version(
+    version: ModelVersion, *, has_gpu: bool, clock: Clock, gpu_usage: Mapping[int, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """One entry of the describe answer.
 
     Args:
         version: what is described.
         has_gpu: the machine has an accelerator.
         clock: the clock that the workers were started by.
+        gpu_usage: how busy each GPU is, in words.
     """
     settings, yaml, pool = version.settings, version.settings.config, version.pool
     waiting = len(pool.queue) + pool.queue.ahead
@@ -60,7 +65,7 @@ def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> d
         "maxNumSequence": yaml.max_num_sequence or 1,
         "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size or 1,
         "loadedAtStartup": version.loaded_at_startup,
-        "workers": [_describe_worker(worker, clock) for worker in pool.workers],
+        "workers": [_describe_worker(worker, clock, gpu_usage) for worker in pool.workers],
         "jobQueueStatus": {
             "remainingCapacity": max(0, settings.queue_size - waiting),
             "pendingRequests": waiting,
@@ -69,7 +74,7 @@ def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> d
     }
 
 
-def _describe_worker(worker: Worker, clock: Clock) -> dict[str, Any]:
+def _describe_worker(worker: Worker, clock: Clock, gpu_usage: Mapping[int, str]) -> dict[str, Any]:
     gpu = worker.load.gpu_id
     # The clock counts from an unknown moment: its distance from now is what can be told.
     started = datetime.fromtimestamp(datetime.now(UTC).timestamp() - (clock.time() - worker.started_at), UTC)
@@ -80,7 +85,7 @@ def _describe_worker(worker: Worker, clock: Clock) -> dict[str, Any]:
         "memoryUsage": _resident_bytes(worker.pid),
         "pid": worker.pid,
         "gpu": gpu is not None,
-        "gpuUsage": "N/A" if gpu is None else f"gpuId::{gpu}",
+        "gpuUsage": "N/A" if gpu is None else gpu_usage.get(gpu, f"gpuId::{gpu}"),
         "state": worker.state.value,  # ours: TorchServe's status knows only two
     }
 

@@ -18,7 +18,7 @@ from mariner.batching import make_queue
 from mariner.bodies import Slot
 from mariner.config import Config
 from mariner.description import Metadata, ask_for_metadata, describe_version, read_metadata
-from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, threads_per_worker
+from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, read_gpu_usage, threads_per_worker
 from mariner.engines import Engine
 from mariner.errors import BadRequest, Draining, InvalidArchive, MarinerError, NotFound, WorkerStartFailed
 from mariner.jobs import Job, Outcome, Reply, Request, Sample
@@ -416,13 +416,14 @@ class ModelServer:
             found = [old for old in self._leaving if old.name == name and version in {None, old.version}]
             if not found:
                 raise
-        descriptions = [self._describe(each) for each in found]
+        usage: dict[int, str] = {}
+        if any(worker.load.gpu_id is not None for each in found for worker in each.pool.workers):
+            usage = await asyncio.to_thread(read_gpu_usage, self._accelerators.ids)
+        has_gpu = self._accelerators.count > 0
+        descriptions = [describe_version(each, has_gpu=has_gpu, clock=self._clock, gpu_usage=usage) for each in found]
         if customized and (metadata := await ask_for_metadata(found[0], self._clock)):
             descriptions[0]["customizedMetadata"] = metadata
         return descriptions
-
-    def _describe(self, version: ModelVersion) -> dict[str, Any]:
-        return describe_version(version, has_gpu=self._accelerators.count > 0, clock=self._clock)
 
     # -- health and end -----------------------------------------------------------------------------------------------
 

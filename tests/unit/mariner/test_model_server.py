@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mariner.config import Config
-from mariner.devices import Accelerators
+from mariner.devices import Accelerators, Vendor
 from mariner.errors import (
     BadRequest,
     Conflict,
@@ -46,7 +46,7 @@ def echo(requests: Sequence[Request]) -> list[bytes]:
 
 
 class Scene:
-    def __init__(self, tmp_path: Path, **settings: Any) -> None:
+    def __init__(self, tmp_path: Path, accelerators: Accelerators | None = None, **settings: Any) -> None:
         self.store = tmp_path / "store"
         self.store.mkdir(exist_ok=True)
         self.engine = FakeEngine(echo)
@@ -56,7 +56,7 @@ class Scene:
             engine=self.engine,
             clock=self.clock,
             metrics=Metrics(),
-            accelerators=Accelerators(),
+            accelerators=accelerators or Accelerators(),
             temp_dir=tmp_path / "unpacked",
         )
         (tmp_path / "unpacked").mkdir(exist_ok=True)
@@ -205,6 +205,20 @@ async def test_a_registration_cannot_ask_for_a_million_workers(scene: Scene) -> 
     with pytest.raises(BadRequest, match="asks for 1000000 workers"):
         await scene.server.register("echo", RegisterOptions(initial_workers=10**6))
     assert scene.server.list_models() == []
+
+
+async def test_a_worker_on_a_gpu_says_how_busy_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path, accelerators=Accelerators(Vendor.NVIDIA, ("GPU-a", "GPU-b")))
+    scene.add("echo")
+    await scene.server.register("echo", RegisterOptions(initial_workers=3))
+    monkeypatch.setattr("mariner.model_server.read_gpu_usage", lambda gpus: {1: f"gpuId::1 of {len(gpus)}"})
+    (description,) = await scene.server.describe("echo", None)
+    assert description["deviceType"] == "gpu"
+    assert [(worker["gpu"], worker["gpuUsage"]) for worker in description["workers"]] == [
+        (True, "gpuId::0"),
+        (True, "gpuId::1 of 2"),
+        (True, "gpuId::0"),
+    ]
 
 
 async def test_all_versions_are_described_on_request(scene: Scene) -> None:
