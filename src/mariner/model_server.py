@@ -9,11 +9,14 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mariner.archive.download import fetch
 from mariner.archive.manifest import Runtime
 from mariner.archive.read import Archive, derive_model_name, list_archives, open_archive
+from mariner.archive.s3 import sign_get
 from mariner.batching import make_queue
 from mariner.bodies import Slot
 from mariner.config import Config
@@ -230,6 +233,7 @@ class ModelServer:
             model_store=self.config.model_store,
             allowed_urls=self.config.allowed_urls if self.config.is_set("allowed_urls") else (),
             temp_dir=self._temp_dir,
+            download=partial(fetch, sign=partial(sign_get, environ=os.environ)) if options.s3_sse_kms else fetch,
             sha256=options.sha256,
             reuse_download=at_startup,
         )

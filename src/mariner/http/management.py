@@ -28,6 +28,7 @@ _TO_REGISTER = frozenset(
         "model_name",
         "response_timeout",
         "runtime",
+        "s3_sse_kms",
         "sha256",
         "startup_timeout",
         "synchronous",
@@ -81,6 +82,7 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
             response_timeout=_unless(_integer(parameters, "response_timeout", -1), -1, "response_timeout", least=1),
             startup_timeout=_unless(_integer(parameters, "startup_timeout", -1), -1, "startup_timeout", least=1),
             sha256=parameters.get("sha256") or None,
+            s3_sse_kms=_boolean(parameters, "s3_sse_kms", default=False),
         ),
         synchronous=synchronous,
     )

@@ -291,6 +291,16 @@ async def test_an_archive_with_another_hash_is_refused(scene: Scene) -> None:
     assert scene.server.list_models() == [("packed", "packed.mar")]
 
 
+async def test_signing_a_download_needs_credentials(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with pytest.raises(
+        BadRequest, match="s3_sse_kms needs AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY in the environment"
+    ):
+        await scene.server.register("https://127.0.0.1:1/m.mar", RegisterOptions(s3_sse_kms=True))
+
+
 async def test_an_unknown_runtime_is_refused(scene: Scene) -> None:
     with pytest.raises(BadRequest, match="Invalid RuntimeType value: cobol"):
         await scene.server.register("echo", RegisterOptions(runtime="cobol"))

@@ -79,7 +79,7 @@ async def test_register_takes_its_parameters_from_the_query(running: Running) ->
         "&synchronous=FALSE&response_timeout=7&startup_timeout=8&unknown=1&s3_sse_kms=true"
     )
     await ask(running, post(f"/models?{query}"))
-    options = RegisterOptions("n", "h:f", "python3", 4, 0.25, 2, 7, 8)
+    options = RegisterOptions("n", "h:f", "python3", 4, 0.25, 2, 7, 8, s3_sse_kms=True)
     assert running.models.calls == [("register", "m.mar", options, False)]
 
 
