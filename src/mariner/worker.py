@@ -294,7 +294,7 @@ class Worker:
         now, earliest = self._clock.time(), math.inf
         late = []
         for job, _ in self._jobs.values():
-            if job.streaming or not job.wanted:
+            if job.streaming:
                 continue
             if job.deadline <= now:
                 late.append(job)
