@@ -210,9 +210,16 @@ class Access:
         self._origins = frozenset(origin.lower().rstrip("/") for origin in origins)
         self._model_api = model_api
 
-    def guards(self, listener: Listener) -> bool:
-        """Calls of this listener need :meth:`check`; constant, to be asked once."""
-        return listener is Listener.MANAGEMENT or (listener is Listener.INFERENCE and self.mode is TokenMode.ON)
+    def guards(self, listener: Listener, *, probe: bool = False) -> bool:
+        """Calls of this listener need :meth:`check`; constant.
+
+        Args:
+            listener: the kind of the route.
+            probe: it asks for health or readiness, which load balancers do without a key unless every call needs one.
+        """
+        if listener is Listener.MANAGEMENT and not probe:
+            return True
+        return listener is not Listener.METRICS and self.mode is TokenMode.ON
 
     def check(self, *, listener: Listener, peer: str, headers: Mapping[str, str], method: str, path: str) -> None:
         """Lets a call pass or not.

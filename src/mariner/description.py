@@ -1,26 +1,41 @@
-"""What the describe call shows of a version: TorchServe's keys in its order, and each worker's true state."""
+"""What is told of a version: by the describe call with TorchServe's keys in its order, and by the metadata call."""
 
 from __future__ import annotations
 
+import asyncio
+import json
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import PurePosixPath
+from types import MappingProxyType
 from typing import Any
 
 import psutil
 
+from mariner.archive.manifest import Manifest
+from mariner.errors import InternalError, MarinerError
+from mariner.jobs import Job, Outcome, Request, pack_headers
 from mariner.lifecycle import State
 from mariner.registry import ModelVersion
 from mariner.worker import Clock, Worker
 
-__all__ = ["describe_version"]
+__all__ = ["Metadata", "ask_for_metadata", "describe_version", "read_metadata"]
+
+DESCRIBE_TIMEOUT = 30.0  # seconds that a handler may take to describe itself before the description does without
 
 
-def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> dict[str, Any]:
+def describe_version(
+    version: ModelVersion, *, has_gpu: bool, clock: Clock, gpu_usage: Mapping[int, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """One entry of the describe answer.
 
     Args:
         version: what is described.
         has_gpu: the machine has an accelerator.
         clock: the clock that the workers were started by.
+        gpu_usage: how busy each GPU is, in words.
     """
     settings, yaml, pool = version.settings, version.settings.config, version.pool
     return {
@@ -49,15 +64,16 @@ def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> d
         "maxNumSequence": yaml.max_num_sequence or 1,
         "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size or 1,
         "loadedAtStartup": version.loaded_at_startup,
-        "workers": [_describe_worker(worker, clock) for worker in pool.workers],
+        "workers": [_describe_worker(worker, clock, gpu_usage) for worker in pool.workers],
         "jobQueueStatus": {
             "remainingCapacity": max(0, settings.queue_size - pool.waiting),
             "pendingRequests": pool.waiting,
         },
+        "state": pool.readiness.value,  # ours, as below
     }
 
 
-def _describe_worker(worker: Worker, clock: Clock) -> dict[str, Any]:
+def _describe_worker(worker: Worker, clock: Clock, gpu_usage: Mapping[int, str]) -> dict[str, Any]:
     gpu = worker.load.gpu_id
     # The clock counts from an unknown moment: its distance from now is what can be told.
     started = datetime.fromtimestamp(datetime.now(UTC).timestamp() - (clock.time() - worker.started_at), UTC)
@@ -68,7 +84,7 @@ def _describe_worker(worker: Worker, clock: Clock) -> dict[str, Any]:
         "memoryUsage": _resident_bytes(worker.pid),
         "pid": worker.pid,
         "gpu": gpu is not None,
-        "gpuUsage": "N/A" if gpu is None else f"gpuId::{gpu}",
+        "gpuUsage": "N/A" if gpu is None else gpu_usage.get(gpu, f"gpuId::{gpu}"),
         "state": worker.state.value,  # ours: TorchServe's status knows only two
     }
 
@@ -78,3 +94,73 @@ def _resident_bytes(pid: int) -> int:
         return int(psutil.Process(pid).memory_info().rss) if pid else 0
     except psutil.Error:
         return 0
+
+
+async def ask_for_metadata(version: ModelVersion, clock: Clock) -> dict[str, Any]:
+    """What the handler says of itself; empty if it says nothing that can be shown.
+
+    Raises:
+        NoWorker: there is nobody to ask.
+        InternalError: the handler takes too long.
+    """
+    future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+    now = clock.time()
+    job = Job(
+        Request(str(uuid.uuid4()), pack_headers([("describe", "True")]), []),
+        lambda outcome: None if future.done() else future.set_result(outcome),
+        deadline=now + DESCRIBE_TIMEOUT,
+        created=now,
+        alone=True,
+    )
+    if not version.pool.workers:
+        error = version.pool.no_worker()
+        error.message = (
+            f'Model "{version.name}" has no worker to serve describe request. '
+            "Please use scale workers API to add workers."
+        )
+        raise error
+    version.pool.put(job)
+    try:
+        outcome = await asyncio.wait_for(future, DESCRIBE_TIMEOUT)
+    except TimeoutError:
+        job.cancel()
+        raise InternalError("Failed to get customized model matadata.") from None
+    if isinstance(outcome, MarinerError):
+        raise outcome
+    try:
+        metadata = json.loads(bytes(outcome.body))
+    except ValueError:
+        return {}
+    return metadata if isinstance(metadata, dict) and not outcome.failed else {}
+
+
+@dataclass(frozen=True, slots=True)
+class Metadata:
+    """What a model is, in the words of the open inference protocol.
+
+    Attributes:
+        name: the name it is registered under.
+        versions: all its versions, in the order of their registration.
+        platform: project and format of its weights, ``pytorch_pt2``; ``python`` if it has none.
+    """
+
+    name: str
+    versions: list[str]
+    platform: str
+
+
+def read_metadata(version: ModelVersion, versions: list[str]) -> Metadata:
+    """The metadata of a version.
+
+    Args:
+        version: whose weights decide about the platform.
+        versions: all versions of its model.
+    """
+    return Metadata(version.name, versions, _platform(version.archive.manifest))
+
+
+def _platform(manifest: Manifest) -> str:
+    suffix = PurePosixPath(manifest.serialized_file or "").suffix[1:].lower()
+    if not suffix:
+        return "python"
+    return "onnx_onnxv1" if suffix == "onnx" else f"pytorch_{suffix}"

@@ -30,6 +30,7 @@ __all__ = [
     "Reading",
     "Vendor",
     "cpu_quota",
+    "read_gpu_usage",
     "read_system",
     "threads_per_worker",
 ]
@@ -409,6 +410,23 @@ def read_system(*, cpu_percent: Callable[[], float], gpus: Sequence[str] = ()) -
         ("MemoryUsed", (), memory.used / 2**20),
         ("MemoryUtilization", (), memory.percent),
     ]
+
+
+def read_gpu_usage(gpus: Sequence[str]) -> dict[int, str]:
+    """How busy each NVIDIA GPU is, in the words of TorchServe's describe call; those that cannot be asked are left out.
+
+    Args:
+        gpus: as for :func:`read_system`; the keys are positions in it.
+    """
+    readings: dict[int, dict[str, float]] = {}
+    for name, (device,), value in _read_gpus(gpus):
+        readings.setdefault(int(device), {})[name] = value
+    return {
+        device: f"gpuId::{device} utilization.gpu::{values['GPUUtilization']:.0f} % "
+        f"utilization.memory::{values['GPUMemoryUtilization']:.0f} % memory.used::{values['GPUMemoryUsed']:.0f} MiB"
+        for device, values in readings.items()
+        if len(values) == 3
+    }
 
 
 def _read_gpus(gpus: Sequence[str]) -> Iterator[Reading]:

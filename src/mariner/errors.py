@@ -6,6 +6,7 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     MarinerError
     ├── BadRequest            what the caller sent cannot be understood
     │   ├── InvalidArchive
+    │   │   └── DependenciesFailed
     │   ├── InvalidKey
     │   └── DownloadFailed
     ├── NotFound
@@ -32,6 +33,7 @@ __all__ = [
     "ConfigurationError",
     "Conflict",
     "DefaultVersionInUse",
+    "DependenciesFailed",
     "DownloadFailed",
     "Draining",
     "InternalError",
@@ -107,6 +109,12 @@ class InvalidArchive(BadRequest):
     wire_name = "InvalidModelException"
 
 
+class DependenciesFailed(InvalidArchive):
+    """The packages or the interpreter that the archive asks for could not be had."""
+
+    wire_name = "ModelException"
+
+
 class DownloadFailed(BadRequest):
     """A remote archive could not be fetched."""
 
@@ -167,7 +175,7 @@ class PayloadTooLarge(MarinerError):
 
 
 class RequestTimeout(MarinerError):
-    """The client's deadline passed before an answer existed."""
+    """The client's deadline passed before an answer existed: 408 while it waited, 504 while the handler ran."""
 
     status = 408
     wire_name = "RequestTimeoutException"

@@ -54,6 +54,7 @@ class Job:
     __slots__ = (
         "_deliver",
         "alone",
+        "begun",
         "created",
         "deadline",
         "label",
@@ -79,6 +80,7 @@ class Job:
         self.deadline = deadline
         self.created = created
         self.taken = created  # when a worker took it
+        self.begun = created  # when the worker came to it, as far as the server can tell
         self.slot = slot
         self.label = label
         self.alone = alone
@@ -111,6 +113,12 @@ class Job:
             self.slot = None
         if deliver is not None:
             deliver(outcome)
+
+    def give_up(self, error: MarinerError) -> None:
+        """Delivers an error though a worker still has the job, and the body until it is done with it."""
+        deliver, self._deliver = self._deliver, None
+        if deliver is not None:
+            deliver(error)
 
     def cancel(self) -> None:
         """Nobody wants the answer any more. A job with a worker keeps its body until the worker is done with it."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["RESTART_DELAYS", "TRANSITIONS", "Event", "Recovery", "State", "next_state"]
+__all__ = ["RESTART_DELAYS", "TRANSITIONS", "Event", "Readiness", "Recovery", "State", "next_state"]
 
 
 class State(Enum):
@@ -69,6 +69,16 @@ def next_state(state: State, event: Event) -> State:
         return TRANSITIONS[state][event]
     except KeyError:
         raise ValueError(f"A worker that is {state.value} cannot be {event.value}.") from None
+
+
+class Readiness(Enum):
+    """Whether the workers of a version, together, can answer."""
+
+    UNLOADED = "unloaded"  # there are none
+    LOADING = "loading"  # one is on its way, perhaps once more
+    READY = "ready"
+    DRAINING = "draining"  # what waits is answered, nothing new is taken
+    BROKEN = "broken"  # none will come without help
 
 
 RESTART_DELAYS = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0, 144.0, 233.0, 377.0, 610.0, 987.0, 1597.0)

@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import json
 import logging
 import math
 import os
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from mariner.archive.download import fetch
 from mariner.archive.manifest import Runtime
 from mariner.archive.read import Archive, derive_model_name, list_archives, open_archive
+from mariner.archive.s3 import sign_get
 from mariner.batching import make_queue
 from mariner.bodies import Slot
 from mariner.config import Config
-from mariner.description import describe_version
-from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, threads_per_worker
+from mariner.description import Metadata, ask_for_metadata, describe_version, read_metadata
+from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, read_gpu_usage, threads_per_worker
 from mariner.engines import Engine
-from mariner.errors import BadRequest, Draining, InternalError, InvalidArchive, MarinerError, WorkerStartFailed
-from mariner.jobs import Job, Outcome, Reply, Request, Sample, pack_headers
+from mariner.errors import BadRequest, Draining, InvalidArchive, MarinerError, NotFound, WorkerStartFailed
+from mariner.jobs import Job, Outcome, Reply, Request, Sample
+from mariner.lifecycle import Readiness
 from mariner.metrics import Metrics
 from mariner.model_settings import RegisterOptions, resolve
 from mariner.pool import PoolObserver, WorkerPool
@@ -38,7 +40,6 @@ __all__ = ["ModelServer", "Registered"]
 log = logging.getLogger(__name__)
 
 MAX_WORKERS = 1024  # of one version; a typing error must not start a process for each of its digits
-DESCRIBE_TIMEOUT = 30.0  # seconds that a handler may take to describe itself before the description does without
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +89,8 @@ class ModelServer:
         self.registry = Registry()
         self.draining = False
         self.changed: Callable[[], object] = lambda: None
+        self._leaving: list[ModelVersion] = []  # unregistered, but still answering what waits
+        self._not_loaded: set[str] = set()  # urls of initial models whose archive could not be used
         self._engine = engine
         self._clock = clock
         self._temp_dir = temp_dir
@@ -132,6 +135,15 @@ class ModelServer:
         job = Job(request, deliver, deadline=now + limit, created=now, slot=slot, label=label)
         found.pool.put(job)
         return job
+
+    def now(self) -> float:
+        """Seconds on the clock that stamps jobs."""
+        return self._clock.time()
+
+    def only_initial_model(self) -> str | None:
+        """The name of the model the server started with, if it is one alone."""
+        names = {version.name for version in self.registry if version.loaded_at_startup}
+        return names.pop() if len(names) == 1 else None
 
     async def predict(self, name: str, version: str | None, request: Request, *, timeout: float | None = None) -> Reply:
         """Sends a request and waits for the whole answer; the pieces of a streamed one are joined.
@@ -223,8 +235,10 @@ class ModelServer:
         try:
             await self._add(url, RegisterOptions(model_name=name or None), at_startup=True)
         except MarinerError as error:
+            self._not_loaded.add(url)
             log.warning("Failed to load model: %s: %s %s", url, error.message, error.hint)
         except Exception:
+            self._not_loaded.add(url)
             log.exception("Failed to load model: %s", url)
 
     async def wait_until_ready(self) -> None:
@@ -244,6 +258,8 @@ class ModelServer:
             model_store=self.config.model_store,
             allowed_urls=self.config.allowed_urls if self.config.is_set("allowed_urls") else (),
             temp_dir=self._temp_dir,
+            download=partial(fetch, sign=partial(sign_get, environ=os.environ)) if options.s3_sse_kms else fetch,
+            sha256=options.sha256,
             reuse_download=at_startup or reuse_download,
         )
         try:
@@ -253,6 +269,7 @@ class ModelServer:
         except BaseException:
             await asyncio.to_thread(archive.remove)
             raise
+        self._not_loaded.discard(url)
         log.info("Model %s loaded.", version.name)
         version.pool.scale(version.settings.min_workers, version.settings.max_workers)
         return version
@@ -357,8 +374,12 @@ class ModelServer:
 
     async def _remove(self, version: ModelVersion) -> None:
         self.registry.remove(version)
-        await version.pool.drain(self.config.unregister_model_timeout)
-        await asyncio.to_thread(version.archive.remove)
+        self._leaving.append(version)
+        try:
+            await version.pool.drain(self.config.unregister_model_timeout)
+            await asyncio.to_thread(version.archive.remove)
+        finally:
+            self._leaving.remove(version)
         log.info("Model %s version %s unregistered.", version.name, version.version)
 
     async def scale(
@@ -403,57 +424,38 @@ class ModelServer:
         """Names and urls of the default versions, sorted by name."""
         return [(version.name, version.archive.url) for version in self.registry.defaults()]
 
+    def metadata(self, name: str, version: str | None) -> Metadata:
+        """What a version is, and which others there are.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+        """
+        found = self.registry.get(name, version)
+        return read_metadata(found, [each.version for each in self.registry.versions(name)])
+
     async def describe(
         self, name: str, version: str | None, *, all_versions: bool = False, customized: bool = False
     ) -> list[dict[str, Any]]:
-        """What TorchServe's describe call shows, one entry per version.
+        """What TorchServe's describe call shows, one entry per version; of a model that is going, what is left of it.
 
         Raises:
             ModelNotFound, VersionNotFound: there is no such model or version.
             NoWorker: ``customized`` needs a worker and there is none.
         """
-        if all_versions:
-            return [self._describe(found) for found in self.registry.versions(name)]
-        found = self.registry.get(name, version)
-        description = self._describe(found)
-        if customized and (metadata := await self._ask_for_metadata(found)):
-            description["customizedMetadata"] = metadata
-        return [description]
-
-    def _describe(self, version: ModelVersion) -> dict[str, Any]:
-        return describe_version(version, has_gpu=self._accelerators.count > 0, clock=self._clock)
-
-    async def _ask_for_metadata(self, version: ModelVersion) -> dict[str, Any]:
-        """What the handler says of itself; empty if it says nothing that can be shown."""
-        future: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
-        now = self._clock.time()
-        job = Job(
-            Request(str(uuid.uuid4()), pack_headers([("describe", "True")]), []),
-            lambda outcome: None if future.done() else future.set_result(outcome),
-            deadline=now + DESCRIBE_TIMEOUT,
-            created=now,
-            alone=True,
-        )
-        if not version.pool.workers:
-            error = version.pool.no_worker()
-            error.message = (
-                f'Model "{version.name}" has no worker to serve describe request. '
-                "Please use scale workers API to add workers."
-            )
-            raise error
-        version.pool.put(job)
         try:
-            outcome = await asyncio.wait_for(future, DESCRIBE_TIMEOUT)
-        except TimeoutError:
-            job.cancel()
-            raise InternalError("Failed to get customized model matadata.") from None
-        if isinstance(outcome, MarinerError):
-            raise outcome
-        try:
-            metadata = json.loads(bytes(outcome.body))
-        except ValueError:
-            return {}
-        return metadata if isinstance(metadata, dict) and not outcome.failed else {}
+            found = self.registry.versions(name) if all_versions else [self.registry.get(name, version)]
+        except NotFound:
+            found = [old for old in self._leaving if old.name == name and version in {None, old.version}]
+            if not found:
+                raise
+        usage: dict[int, str] = {}
+        if any(worker.load.gpu_id is not None for each in found for worker in each.pool.workers):
+            usage = await asyncio.to_thread(read_gpu_usage, self._accelerators.ids)
+        has_gpu = self._accelerators.count > 0
+        descriptions = [describe_version(each, has_gpu=has_gpu, clock=self._clock, gpu_usage=usage) for each in found]
+        if customized and (metadata := await ask_for_metadata(found[0], self._clock)):
+            descriptions[0]["customizedMetadata"] = metadata
+        return descriptions
 
     def worker_pids(self) -> list[int]:
         """The processes of all workers."""
@@ -467,6 +469,21 @@ class ModelServer:
     def healthy(self) -> bool:
         """Whether the default version of each model has the workers it should, or may still get them."""
         return all(version.pool.healthy_workers >= version.pool.min_workers for version in self.registry.defaults())
+
+    def ready(self) -> bool:
+        """Whether every initial model can answer, as far as it should have workers at all, and none is broken."""
+        if self.draining or self._not_loaded or not self.healthy():
+            return False
+        initial = (version.pool for version in self.registry if version.loaded_at_startup)
+        return all(pool.ready for pool in initial if pool.min_workers)
+
+    def readiness(self, name: str, version: str | None) -> Readiness:
+        """Whether a version can answer.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+        """
+        return self.registry.get(name, version).pool.readiness
 
     async def drain(self, timeout: float) -> bool:
         """Takes nothing new, answers what it has, stops all workers, deletes what was unpacked.

@@ -27,7 +27,12 @@ DEFAULT_BATCH_DELAY = 0.1  # seconds; TorchServe's default
 
 @dataclass(frozen=True, slots=True)
 class RegisterOptions:
-    """What a registration asks for; None where it says nothing. Times in seconds."""
+    """What a registration asks for; None where it says nothing. Times in seconds.
+
+    Attributes:
+        sha256: hash of the archive file.
+        s3_sse_kms: its download is signed with the server's AWS credentials.
+    """
 
     model_name: str | None = None
     handler: str | None = None
@@ -38,6 +43,8 @@ class RegisterOptions:
     response_timeout: float | None = None
     startup_timeout: float | None = None
     worker_bounds: tuple[int, int] | None = None  # exactly these, whatever the archive says
+    sha256: str | None = None
+    s3_sse_kms: bool = False
 
 
 @dataclass(frozen=True, slots=True)

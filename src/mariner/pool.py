@@ -14,7 +14,7 @@ from mariner.batching import JobQueue
 from mariner.engines import Engine
 from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
-from mariner.lifecycle import Event, Recovery, State
+from mariner.lifecycle import Event, Readiness, Recovery, State
 from mariner.recipe import Recipe
 from mariner.worker import Clock, Death, Worker
 
@@ -88,6 +88,17 @@ class WorkerPool:
         return bool(self.workers) and all(worker.state is State.BROKEN for worker in self.workers)
 
     @property
+    def readiness(self) -> Readiness:
+        """What a request would meet."""
+        if self.draining:
+            return Readiness.DRAINING
+        if self.ready:
+            return Readiness.READY
+        if self.broken:
+            return Readiness.BROKEN
+        return Readiness.LOADING if self.workers else Readiness.UNLOADED
+
+    @property
     def healthy_workers(self) -> int:
         """Workers that are ready or still have a try."""
         return sum(worker.state is not State.BROKEN for worker in self.workers)
@@ -115,6 +126,8 @@ class WorkerPool:
         if self._without_worker_since is not None and self.broken:
             raise self._broken_error()
         self.queue.put(job)
+        if job.deadline < self._timer_at:
+            self._arm(job.deadline)
         if not self.queue.length % FRAME_JOBS and self.workers[0].fast:
             # The worker runs these while the loop still receives others: measured, up to half as much again.
             self._feed()
@@ -307,9 +320,13 @@ class WorkerPool:
         if self.queue:
             self._arm()
 
-    def _arm(self) -> None:
-        """Sets the timer for the next batch that falls due or the next deadline that passes."""
-        wake_at = self.queue.wake_at()
+    def _arm(self, deadline: float = math.inf) -> None:
+        """Sets the timer for the next batch that falls due or the next deadline that passes.
+
+        Args:
+            deadline: of a job that need not be in the queue any more.
+        """
+        wake_at = min(self.queue.wake_at(), deadline)
         if self._without_worker_since is not None:
             wake_at = min(wake_at, self._without_worker_since + self.recipe.response_timeout)
         if wake_at >= self._timer_at:
@@ -321,6 +338,9 @@ class WorkerPool:
     def _wake(self) -> None:
         self._timer, self._timer_at = None, math.inf
         self.queue.expire()
+        deadline = min((worker.expire() for worker in self._keepers), default=math.inf)
+        if deadline < math.inf:
+            self._arm(deadline)
         since = self._without_worker_since
         if since is not None and self._clock.time() >= since + self.recipe.response_timeout:
             self._refuse_waiting(self.no_worker())

@@ -35,7 +35,7 @@ from pathlib import Path
 from typing import Any
 
 from mariner.archive.read import Archive
-from mariner.errors import InvalidArchive
+from mariner.errors import DependenciesFailed
 
 __all__ = ["cache_directory", "install_requirements", "interpreter", "read_plan"]
 
@@ -81,7 +81,7 @@ def install_requirements(
         cancelled: nobody wants the packages any more; asked now and then.
 
     Raises:
-        InvalidArchive: it cannot be done; the log has pip's output.
+        DependenciesFailed: it cannot be done; the log has pip's output.
     """
     packages: Path | None = None
     file = archive.manifest.requirements_file
@@ -100,7 +100,7 @@ def install_requirements(
             _make_venv(_venv(archive), packages)
         except (OSError, subprocess.SubprocessError) as error:
             log.exception("The virtual environment of model %s could not be created.", name)
-            raise InvalidArchive(
+            raise DependenciesFailed(
                 f"Virtual environment creation failed for model {name}", hint="The server's log has the reason."
             ) from error
         log.info("Created virtual environment for model %s: %s", name, _venv(archive))
@@ -257,8 +257,8 @@ def _hint(output: str) -> str:
     return f"{shown} The server's log has pip's output.".lstrip()
 
 
-def _failed(name: str, hint: str) -> InvalidArchive:
-    return InvalidArchive(f"Custom pip package installation failed for model {name}", hint=hint)
+def _failed(name: str, hint: str) -> DependenciesFailed:
+    return DependenciesFailed(f"Custom pip package installation failed for model {name}", hint=hint)
 
 
 # -- the cache --------------------------------------------------------------------------------------------------------

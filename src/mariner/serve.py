@@ -93,8 +93,9 @@ class Server:
     _stopped: bool = False
 
     def address(self, kind: Kind) -> Address:
-        """Where requests of that kind are answered."""
-        return next(listener.address for kinds, listener in self.listeners if kind in kinds)
+        """Where requests of that kind are answered; their own listener rather than a shared one."""
+        _, listener = min((entry for entry in self.listeners if kind in entry[0]), key=lambda entry: len(entry[0]))
+        return listener.address
 
     @classmethod
     async def start(
@@ -248,8 +249,8 @@ def _bindings(config: Config) -> list[tuple[Address, list[Kind]]]:
             bindings.append((address, [kind]))
         else:
             shared.append(kind)
-    for _, kinds in bindings:
-        if config.enable_metrics_api and kinds == [Kind.INFERENCE, Kind.MANAGEMENT]:
+    for _, kinds in bindings:  # TorchServe's shared listener has the metrics too, whatever their own address
+        if {Kind.INFERENCE, Kind.MANAGEMENT} <= {*kinds} and config.enable_metrics_api and Kind.METRICS not in kinds:
             kinds.append(Kind.METRICS)
     return bindings
 

@@ -243,8 +243,9 @@ class Config:
         None, inert=True, shown="no limit", unit="ms", minimum=0, doc="Time for running calls once that age is reached."
     )
     ts_open_inference_protocol: bool = setting(
-        False, inert=True, env=None, always_env="TS_OPEN_INFERENCE_PROTOCOL", always_env_true="oip",
-        doc="Serves the open inference protocol (v2). The variable turns it on with the value `oip` alone.",
+        False, env=None, always_env="TS_OPEN_INFERENCE_PROTOCOL", always_env_true="oip",
+        doc="Accepted: the open inference protocol (v2) is always served. The variable stands for `true` with the "
+        "value `oip` alone.",
     )  # fmt: skip
 
     keystore: Path | None = setting(
@@ -380,8 +381,13 @@ class Config:
     shared_memory_size: int = setting(
         268435456, ours=True, unit="bytes", minimum=0, doc="Room for those bodies; uses memory only as they arrive."
     )
+    server_timing: bool = setting(
+        False, ours=True, doc="Says in the header `Server-Timing` of each prediction where its time went."
+    )
     pass_query_parameters: bool = setting(
-        False, ours=True, doc="Hands the query parameters of predictions to the handler, as TorchServe does."
+        False,
+        ours=True,
+        doc="Hands query parameters to the handler on `/predictions`, too, not only on `/invocations` and the like.",
     )
 
     decode_input_request: bool = setting(

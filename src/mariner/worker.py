@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from mariner.batching import JobQueue
 from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
-from mariner.errors import WorkerDied
+from mariner.errors import RequestTimeout, WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
 from ts.wire import (
@@ -288,6 +289,27 @@ class Worker:
         if self._timer is None:
             self._timer = self._clock.call_at(now + self._response_timeout, self._check_response)
 
+    def expire(self) -> float:
+        """Answers the requests whose deadline has passed, though the handler goes on; returns the next deadline."""
+        now, earliest = self._clock.time(), math.inf
+        late = []
+        for job, _ in self._jobs.values():
+            if job.streaming:
+                continue
+            if job.deadline <= now:
+                late.append(job)
+            else:
+                earliest = min(earliest, job.deadline)
+        for job in late:  # an answer may bring the next request, and that one may come here
+            allowed = job.deadline - job.created
+            error = RequestTimeout(
+                f'Model "{self.load.model_name}": no answer within the {allowed:g} s the request had.',
+                hint="Allow more time (clientTimeoutInMills, X-Request-Timeout-Ms) or make the handler faster.",
+            )
+            error.status = 504
+            job.give_up(error)
+        return earliest
+
     # -- what the process says ----------------------------------------------------------------------------------------
 
     def received(self, data: Buffer) -> None:
@@ -337,6 +359,7 @@ class Worker:
             return
         self.answered = self.answered or not reply.failed
         batch.unanswered -= 1
+        job.begun = batch.since if self._overlap else self._head_since
         if not batch.unanswered:
             self._close(batch, reply.handler_seconds)
         self._owner.finished(job, reply, batch.size)
@@ -345,12 +368,15 @@ class Worker:
     def _deliver_piece(self, reply: Reply) -> None:
         job, batch = self._jobs.get(reply.job_id, _NOBODY)
         if job is not None:
+            if not job.streaming:
+                job.begun = batch.since if self._overlap else self._head_since
             batch.since = self._clock.time()
             job.piece(reply)
 
     def _close(self, batch: _Batch, seconds: float) -> None:
         """All jobs of the batch are answered."""
         del self._batches[batch.id]
+        self._head_since += seconds  # when the next one began, if its replies are in the same frame
         if self._frames and batch.id >= self._frames[0]:  # batches run in order
             self._frames.popleft()
         # A handler that returns a constant still takes time; the first batch is all that is known.

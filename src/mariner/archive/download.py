@@ -13,7 +13,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, urljoin, urlsplit
 
 from mariner.errors import DownloadFailed
 
-__all__ = ["DownloadLimits", "Downloader", "Resolver", "download_failed", "fetch", "is_public", "url_allowed"]
+__all__ = ["DownloadLimits", "Downloader", "Resolver", "Signer", "download_failed", "fetch", "is_public", "url_allowed"]
 
 CHUNK = 1 << 20
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
@@ -33,6 +33,7 @@ _CLOUD_NETWORKS = (ipaddress.ip_network("168.63.129.16/32"), ipaddress.ip_networ
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 Resolver = Callable[[str, int], Sequence[str]]
+Signer = Callable[[SplitResult], Mapping[str, str]]
 
 
 class Downloader(Protocol):
@@ -90,6 +91,7 @@ def fetch(
     allowed_urls: Sequence[re.Pattern[str]],
     limits: DownloadLimits | None = None,
     resolve: Resolver = resolve_host,
+    sign: Signer | None = None,
 ) -> None:
     """Downloads over HTTP or HTTPS.
 
@@ -100,6 +102,7 @@ def fetch(
             Without patterns any URL is allowed that leads to a public address.
         limits: when to give up.
         resolve: finds the addresses of a host.
+        sign: makes headers that prove who asks; for the URL alone, not for what it redirects to.
 
     Raises:
         DownloadFailed: nothing or not all arrived, or it must not be fetched from there.
@@ -112,11 +115,12 @@ def fetch(
         if time.monotonic() > deadline:
             raise download_failed(url, "It took longer than a download may take.")
         parts = _check_url(url, location, allowed_urls)
+        headers = sign(parts) if sign is not None and location == url else {}
         address = _check_addresses(url, parts, resolve, anywhere=bool(allowed_urls))
         with (
             closing(_connection(parts, address, limits)) as connection,
             # A response that ends with its connection outlives connection.close().
-            closing(_request(url, connection, parts, deadline)) as response,
+            closing(_request(url, connection, parts, headers, deadline)) as response,
         ):
             redirect = response.getheader("Location")
             if response.status in REDIRECTS and redirect:
@@ -213,14 +217,16 @@ def _connection(parts: SplitResult, address: str, limits: DownloadLimits) -> _HT
     return kind(host, port, address, limits.silence)
 
 
-def _request(url: str, connection: _HTTPConnection, parts: SplitResult, deadline: float) -> http.client.HTTPResponse:
+def _request(
+    url: str, connection: _HTTPConnection, parts: SplitResult, headers: Mapping[str, str], deadline: float
+) -> http.client.HTTPResponse:
     path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
     # Header by header a slow server could stay below the time-out of a single read for years.
     watchdog = threading.Timer(max(0.0, deadline - time.monotonic()), lambda: _hang_up(connection))
     watchdog.daemon = True
     watchdog.start()
     try:
-        connection.request("GET", path, headers={"User-Agent": "mariner", "Accept": "*/*"})
+        connection.request("GET", path, headers={"User-Agent": "mariner", "Accept": "*/*", **headers})
         return connection.getresponse()
     except (OSError, http.client.HTTPException, UnicodeError) as error:
         reason = error.reason if isinstance(error, ssl.SSLError) else getattr(error, "strerror", None)

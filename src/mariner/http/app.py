@@ -1,123 +1,30 @@
-"""The routes and what all of them share: access, errors, CORS. One :class:`App` per listener."""
+"""What all routes share: finding one, access, errors, CORS. One :class:`App` per listener."""
 
 from __future__ import annotations
 
 import asyncio
-import inspect
 import logging
-from collections.abc import Callable, Collection, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mariner.auth import Access, Listener
 from mariner.errors import ConfigurationError, InternalError, MarinerError, MethodNotAllowed, NotFound
-from mariner.http import inference, management, metrics
 from mariner.http.exchange import Exchange, HeaderPairs, encode_headers
 from mariner.http.messages import Response, decode_path, write_error
+from mariner.http.router import Resource, Router
+from mariner.http.routes import ANY, ROUTES, Route
 
 if TYPE_CHECKING:
     from mariner.model_server import ModelServer
 
-__all__ = ["ROUTES", "App", "Route"]
+__all__ = ["App"]
 
 logger = logging.getLogger(__name__)
 
 _NOT_FOUND = "Requested resource is not found, please refer to API document."
 _NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
-_ANY = ("*",)
 _MAX_KNOWN, _MAX_TARGET = 1024, 256  # a client that makes up targets costs itself this shortcut, and us little memory
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """One operation.
-
-    Attributes:
-        listener: where it is served, and whose access rules apply.
-        methods: HTTP methods; ``*`` for all.
-        path: template; ``{name}`` is one segment, ``{name*}`` any number of them.
-        function: a callback that answers the exchange itself, or a coroutine function that returns a ``Response``.
-            Called with the model server, the exchange and what the template captures, in order.
-        summary: one line for people.
-        model_api: changes which models there are; may be switched off.
-        handler_input: the request goes to a handler, query parameters too if the setting says so.
-    """
-
-    listener: Listener
-    methods: tuple[str, ...]
-    path: str
-    function: Callable[..., Any]
-    summary: str
-    model_api: bool = False
-    handler_input: bool = False
-
-
-_I, _M = Listener.INFERENCE, Listener.MANAGEMENT
-_MODEL, _VERSION = "/models/{model_name}", "/models/{model_name}/{model_version}"
-
-# fmt: off
-ROUTES = (
-    Route(_I, _ANY, "/ping", inference.ping, "Health of the models."),
-    Route(_I, _ANY, "/ping/{rest*}", inference.ping, "Health of the models."),
-    Route(_I, _ANY, "/predictions/{model_name}", inference.predict,
-          "Prediction of the default version.", handler_input=True),
-    Route(_I, _ANY, "/predictions/{model_name}/{model_version}", inference.predict,
-          "Prediction of a version.", handler_input=True),
-    Route(_I, _ANY, "/predictions/{model_name}/{model_version}/{url_path*}", inference.predict,
-          "Prediction of a version; the handler sees the rest of the path.", handler_input=True),
-    Route(_I, _ANY, "/explanations/{model_name}", inference.explain,
-          "Explanation by the default version.", handler_input=True),
-    Route(_I, _ANY, "/explanations/{model_name}/{model_version}", inference.explain,
-          "Explanation by a version.", handler_input=True),
-    Route(_I, _ANY, "/explanations/{model_name}/{model_version}/{url_path*}", inference.explain,
-          "Explanation by a version; the handler sees the rest of the path.", handler_input=True),
-    Route(_M, ("GET",), "/models", management.list_models, "Registered models."),
-    Route(_M, ("POST",), "/models", management.register, "Register a model.", model_api=True),
-    Route(_M, ("GET",), _MODEL, management.describe, "Describe the default version."),
-    Route(_M, ("PUT",), _MODEL, management.scale, "Scale the workers of the default version."),
-    Route(_M, ("DELETE",), _MODEL, management.unregister, "Unregister the default version.", model_api=True),
-    Route(_M, ("GET",), _VERSION, management.describe, "Describe a version, or all."),
-    Route(_M, ("PUT",), _VERSION, management.scale, "Scale the workers of a version."),
-    Route(_M, ("DELETE",), _VERSION, management.unregister, "Unregister a version.", model_api=True),
-    Route(_M, ("PUT",), _VERSION + "/set-default", management.set_default, "Make a version the default."),
-    Route(Listener.METRICS, _ANY, "/metrics", metrics.expose, "Metrics in Prometheus' text format."),
-    Route(Listener.METRICS, _ANY, "/metrics/{rest*}", metrics.expose, "Metrics in Prometheus' text format."),
-)
-# fmt: on
-
-
-@dataclass(frozen=True, slots=True)
-class _Operation:
-    """A route, ready to be called."""
-
-    route: Route
-    call: Callable[..., Any]
-    is_callback: bool
-
-
-@dataclass(frozen=True, slots=True)
-class _Resource:
-    """The operations on one path."""
-
-    pattern: tuple[str | None, ...]  # a literal segment, or None for a captured one
-    open_ended: bool  # the last one captures the rest
-    operations: dict[str, _Operation]
-
-    def captures(self, segments: list[str]) -> list[str] | None:
-        """The captured segments; None if the path is another one."""
-        fixed = len(self.pattern)
-        if len(segments) <= fixed if self.open_ended else len(segments) != fixed:
-            return None
-        captured = []
-        for literal, segment in zip(self.pattern, segments, strict=False):
-            if literal is None and segment:
-                captured.append(segment)
-            elif literal != segment:
-                return None
-        if self.open_ended:
-            captured.append("/".join(segments[fixed:]))
-        return captured
 
 
 class App:
@@ -150,15 +57,15 @@ class App:
         self.default_headers = cors
         self.finished: Callable[[int], None] = server.metrics.requests_finished
         self._access = access
+        self._server = server
+        self._with_query = pass_query_parameters
         # An unknown path is guarded as the first of these is: nobody learns without a key what exists.
         self._main = next(listener for listener in Listener if listener in listeners)
-        self._guarded = frozenset(listener for listener in listeners if access.guards(listener))
         self._preflight = "access-control-allow-origin" in {name.lower() for name, _ in cors}
         # Targets that go straight to a callback, whatever the method and whoever calls.
-        self._known: dict[bytes, tuple[Callable[..., Any], list[str]]] = {}
+        self._known: dict[bytes, tuple[Callable[..., Any], Sequence[str]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        routes = [route for route in ROUTES if route.listener in listeners]
-        self._families = _make_families(routes, server, with_query=pass_query_parameters)
+        self._router = Router((route for route in ROUTES if route.probe or route.listener in listeners), self._bind)
 
     def handle(self, exchange: Exchange) -> None:
         """Answers now or later; never raises."""
@@ -180,32 +87,39 @@ class App:
         if self._tasks:
             await asyncio.wait(self._tasks)
 
+    def _bind(self, route: Route) -> Callable[..., Any]:
+        call: Callable[..., Any] = partial(route.function, self._access if route.access else self._server)
+        return partial(call, with_query=True) if route.handler_input and self._with_query else call
+
     def _dispatch(self, exchange: Exchange) -> None:
-        path = decode_path(exchange.raw_path)
-        segments = path.rstrip("/").split("/")[1:]
-        family = self._families.get(segments[0]) if segments else None
-        listener = self._main if family is None else family[0]
+        path = decode_path(exchange.raw_path).rstrip("/")
         if self._preflight and exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.fields:
             exchange.respond()  # a browser asks without a key; the answer is in the CORS headers
             return
-        if listener in self._guarded:
+        resource, captured = self._router.find(path)
+        guard = self._guard(resource)
+        if guard is not None:
             self._access.check(
-                listener=listener,
+                listener=guard,
                 peer=exchange.peer,
                 headers=exchange.headers,
                 method=exchange.method,
-                path="/" + "/".join(segments),
+                path=path or "/",
             )
-        for resource in () if family is None else family[1]:
-            captured = resource.captures(segments)
-            if captured is not None:
-                self._call(exchange, resource, captured)
-                return
-        if not segments:
+        if resource is not None:
+            self._call(exchange, resource, captured, is_open=guard is None)
+        elif path.startswith("/"):
+            raise NotFound(_NOT_FOUND)
+        else:
             raise MethodNotAllowed(_NOT_ALLOWED)
-        raise NotFound(_NOT_FOUND)
 
-    def _call(self, exchange: Exchange, resource: _Resource, captured: list[str]) -> None:
+    def _guard(self, resource: Resource | None) -> Listener | None:
+        """Whose access rules a call has to pass; None if nobody's."""
+        is_probe = resource is not None and resource.route.probe
+        listener = self._main if resource is None or is_probe else resource.route.listener
+        return listener if self._access.guards(listener, probe=is_probe) else None
+
+    def _call(self, exchange: Exchange, resource: Resource, captured: Sequence[str], *, is_open: bool) -> None:
         operation = resource.operations.get(exchange.method) or resource.operations.get("*")
         if operation is None:
             allow = ", ".join(sorted(resource.operations))
@@ -222,7 +136,7 @@ class App:
             )
         if operation.is_callback:
             operation.call(exchange, *captured)
-            if route.methods == _ANY and route.listener not in self._guarded and len(exchange.target) <= _MAX_TARGET:
+            if is_open and route.methods == ANY and len(exchange.target) <= _MAX_TARGET:
                 if len(self._known) >= _MAX_KNOWN:
                     self._known.clear()
                 self._known[exchange.target] = operation.call, captured
@@ -232,7 +146,7 @@ class App:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _run(self, exchange: Exchange, call: Callable[..., Any], captured: list[str]) -> None:
+    async def _run(self, exchange: Exchange, call: Callable[..., Any], captured: Sequence[str]) -> None:
         # Goes on if the client leaves: half a registration would help nobody.
         try:
             response: Response = await call(exchange, *captured)
@@ -247,26 +161,3 @@ class App:
                 "Internal server error.", hint=f"The log of the server has the cause under request id {exchange.id}."
             )
         write_error(exchange, error)
-
-
-def _make_families(
-    routes: Iterable[Route], server: ModelServer, *, with_query: bool
-) -> dict[str, tuple[Listener, list[_Resource]]]:
-    """Routes by the first segment of their paths, so that a prediction does not look at the others."""
-    families: dict[str, tuple[Listener, list[_Resource]]] = {}
-    by_path: dict[str, _Resource] = {}
-    for route in routes:
-        resource = by_path.get(route.path)
-        if resource is None:
-            segments = route.path.split("/")[1:]
-            open_ended = segments[-1].endswith("*}")
-            pattern = [None if segment.startswith("{") else segment for segment in segments]
-            resource = _Resource(tuple(pattern[:-1] if open_ended else pattern), open_ended, {})
-            by_path[route.path] = resource
-            families.setdefault(segments[0], (route.listener, []))[1].append(resource)
-        call: Callable[..., Any] = partial(route.function, server)
-        if route.handler_input and with_query:
-            call = partial(call, with_query=True)
-        for method in route.methods:
-            resource.operations[method] = _Operation(route, call, not inspect.iscoroutinefunction(route.function))
-    return families

@@ -230,8 +230,16 @@ class Exchange:
         headers: Sequence[tuple[str, str]] = (),
         body: bytes | bytearray | memoryview = b"",
         phrase: str = "",
+        lines: bytes = b"",
     ) -> None:
         """Answers in one piece.
+
+        Args:
+            status: of the answer.
+            headers: names and values; those that belong to the server are left out.
+            body: of the answer.
+            phrase: reason phrase, "" for the standard one.
+            lines: complete header lines of the server's own.
 
         Raises:
             ValueError: HTTP does not allow the status or a header; nothing has been written.
@@ -239,7 +247,7 @@ class Exchange:
         if self.state is not _OPEN:
             return
         connection = self._connection
-        if not headers and not phrase and not connection.default_headers and self.method != "HEAD":
+        if not headers and not phrase and not lines and not connection.default_headers and self.method != "HEAD":
             start = _STARTS.get((status, self.keep_alive))
             if start is not None:
                 self.state = _DONE
@@ -247,9 +255,8 @@ class Exchange:
                 connection.write(b"%b%b\r\ncontent-length: %d\r\n\r\n%b" % (start, self.id.encode(), len(body), body))  # type: ignore[str-format]  # any buffer
                 self._finish()
                 return
-        lines = b""
         if headers or connection.default_headers:
-            lines = encode_headers(tuple(headers), connection.default_headers)
+            lines += encode_headers(tuple(headers), connection.default_headers)
         head = b"%bx-request-id: %b\r\n%b%b" % (
             _status_line(status, phrase),
             self.id.encode(),
@@ -272,8 +279,9 @@ class Exchange:
         headers: Sequence[tuple[str, str]] = (),
         first: bytes | bytearray | memoryview = b"",
         phrase: str = "",
+        lines: bytes = b"",
     ) -> None:
-        """Starts an answer of unknown length with its first piece.
+        """Starts an answer of unknown length with its first piece; see :meth:`respond`.
 
         Raises:
             ValueError: HTTP does not allow the status or a header; nothing has been written.
@@ -285,7 +293,7 @@ class Exchange:
         head = b"%bx-request-id: %b\r\n%b%b%b\r\n" % (
             _status_line(status, phrase),
             self.id.encode(),
-            encode_headers(tuple(headers), self._connection.default_headers),
+            lines + encode_headers(tuple(headers), self._connection.default_headers),
             _KEEP if self.keep_alive else _CLOSE,
             b"" if self.http10 or status in _BODILESS else b"transfer-encoding: chunked\r\n",
         )

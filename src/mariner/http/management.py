@@ -7,17 +7,35 @@ from typing import TYPE_CHECKING
 
 from mariner.errors import BadRequest, ModelNotFound
 from mariner.http.exchange import Exchange
-from mariner.http.messages import Response, json_response, read_parameters, read_query, status_response
+from mariner.http.messages import JSON, Response, json_response, read_parameters, read_query, status_response
 from mariner.model_settings import RegisterOptions
 
 if TYPE_CHECKING:
+    from mariner.auth import Access
     from mariner.model_server import ModelServer
 
-__all__ = ["describe", "list_models", "register", "scale", "set_default", "unregister"]
+__all__ = ["describe", "list_models", "register", "renew_key", "scale", "set_default", "unregister"]
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _RUNTIMES = frozenset({"python", "python3", "LSP"})
 _MAX_PAGE = 100
+_TO_REGISTER = frozenset(
+    {
+        "batch_size",
+        "handler",
+        "initial_workers",
+        "max_batch_delay",
+        "model_name",
+        "response_timeout",
+        "runtime",
+        "s3_sse_kms",
+        "sha256",
+        "startup_timeout",
+        "synchronous",
+        "url",
+    }
+)
+_TO_SCALE = frozenset({"max_worker", "min_worker", "model_version", "synchronous"})
 
 _ACCEPTED = "Processing worker updates..."
 _UNFINISHED = "Workers scaling in progress..."
@@ -41,7 +59,7 @@ async def list_models(server: ModelServer, exchange: Exchange) -> Response:
 
 async def register(server: ModelServer, exchange: Exchange) -> Response:
     """Loads an archive and starts its workers."""
-    parameters = read_parameters(exchange)
+    parameters = read_parameters(exchange, _TO_REGISTER)
     if "url" not in parameters:
         raise BadRequest("Parameter url is required.")
     if not parameters["url"]:
@@ -63,6 +81,8 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
             initial_workers=None if workers is None else max(workers, 0),
             response_timeout=_unless(_integer(parameters, "response_timeout", -1), -1, "response_timeout", least=1),
             startup_timeout=_unless(_integer(parameters, "startup_timeout", -1), -1, "startup_timeout", least=1),
+            sha256=parameters.get("sha256") or None,
+            s3_sse_kms=_boolean(parameters, "s3_sse_kms", default=False),
         ),
         synchronous=synchronous,
     )
@@ -86,7 +106,7 @@ async def describe(server: ModelServer, exchange: Exchange, model: str, version:
 
 async def scale(server: ModelServer, exchange: Exchange, model: str, version: str | None = None) -> Response:
     """Changes the number of workers of a version."""
-    parameters = read_parameters(exchange)
+    parameters = read_parameters(exchange, _TO_SCALE)
     least = _integer(parameters, "min_worker", 1)
     most = _integer(parameters, "max_worker", least)
     synchronous = _boolean(parameters, "synchronous", default=False)
@@ -115,6 +135,12 @@ async def unregister(server: ModelServer, _exchange: Exchange, model: str, versi
     """Stops the workers of a version and forgets it."""
     await server.unregister(model, version)
     return status_response(f'Model "{model}" unregistered')
+
+
+async def renew_key(access: Access, exchange: Exchange) -> Response:
+    """Replaces the key that the query names; the answer does not show it, the key file does."""
+    access.renew(read_query(exchange.raw_query).get("type", ""), exchange.headers)
+    return Response(200, b"\n", JSON)
 
 
 def _optional_integer(parameters: dict[str, str], name: str) -> int | None:

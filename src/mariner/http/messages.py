@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -21,6 +21,7 @@ from mariner.http.exchange import Exchange, HeaderPairs
 from mariner.jobs import Outcome, Part, Reply, Request, Shared, unpack_headers
 
 __all__ = [
+    "JSON",
     "Response",
     "decode_path",
     "json_response",
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 JSON: HeaderPairs = (("content-type", "application/json"),)
 
+_KSERVE = (b"/v1/", b"/v2/")  # where clients look for the message under the name ``error``
 _MAX_PAIRS = 1024  # of a query or a form
 _DEFAULT_PART_TYPE = "application/octet-stream"  # of a file whose part names none
 _BAD_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
@@ -284,15 +286,19 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")
 
 
-def read_parameters(exchange: Exchange) -> dict[str, str]:
+def read_parameters(exchange: Exchange, names: Collection[str]) -> dict[str, str]:
     """Parameters of a management call: those of a JSON body alone, else of the query and of a form.
+
+    Args:
+        exchange: complete.
+        names: of the parameters that are looked for; what else a JSON body holds may be of any type.
 
     Raises:
         BadRequest: the body is not what its content type says.
     """
     media = media_type(exchange)
     if media.lower() == "application/json" and exchange.body:
-        return _read_json_parameters(exchange.take_body())
+        return _read_json_parameters(exchange.take_body(), names)
     parameters = read_query(exchange.raw_query)
     body = exchange.take_body()
     if body:
@@ -302,7 +308,7 @@ def read_parameters(exchange: Exchange) -> dict[str, str]:
     return parameters
 
 
-def _read_json_parameters(body: bytes | bytearray) -> dict[str, str]:
+def _read_json_parameters(body: bytes | bytearray, names: Collection[str]) -> dict[str, str]:
     try:
         value = orjson.loads(body)
     except ValueError as error:
@@ -315,7 +321,7 @@ def _read_json_parameters(body: bytes | bytearray) -> dict[str, str]:
             parameters[name] = "true" if item else "false"
         elif isinstance(item, (str, int, float)):
             parameters[name] = str(item)
-        elif item is not None:
+        elif item is not None and name in names:
             raise BadRequest(f"Parameter {name} must be a string, a number or a boolean.")
     return parameters
 
@@ -323,27 +329,42 @@ def _read_json_parameters(body: bytes | bytearray) -> dict[str, str]:
 # -- answers ---------------------------------------------------------------------------------------------------------
 
 
-def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = ()) -> None:
-    """Answers with an error; does nothing if an answer has begun."""
+def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = (), lines: bytes = b"") -> None:
+    """Answers with an error; does nothing if an answer has begun.
+
+    Args:
+        exchange: the request.
+        error: what happened.
+        headers: of the answer.
+        lines: complete header lines that it gets besides.
+    """
     body: dict[str, Any] = {"code": error.status, "type": error.wire_name, "message": error.message}
     if error.reason:
         body["reason"] = error.reason
     if error.hint:
         body["hint"] = error.hint
     body["request_id"] = exchange.id
+    if exchange.target.startswith(_KSERVE):
+        body["error"] = error.message
     if error.retry_after is not None:
         headers = (*headers, ("Retry-After", str(math.ceil(error.retry_after))))
-    exchange.respond(error.status, JSON + headers, _json(body))
+    exchange.respond(error.status, JSON + headers, _json(body), lines=lines)
 
 
-def write_outcome(exchange: Exchange, outcome: Outcome) -> None:
-    """Answers with what became of a job; pieces of a stream are written as they come."""
+def write_outcome(exchange: Exchange, outcome: Outcome, lines: bytes = b"") -> None:
+    """Answers with what became of a job; pieces of a stream are written as they come.
+
+    Args:
+        exchange: the request.
+        outcome: the answer, a piece of it, or why there is none.
+        lines: complete header lines that the answer gets besides.
+    """
     if not isinstance(outcome, Reply):
-        _write_failure(exchange, outcome)
+        _write_failure(exchange, outcome, lines)
         return
     _, body, status, phrase, packed, more, failed, _ = outcome
     if failed:
-        _write_failure(exchange, PredictionFailed(status, str(body, "utf-8", "replace")))
+        _write_failure(exchange, PredictionFailed(status, str(body, "utf-8", "replace")), lines)
         return
     try:
         if exchange.streaming:
@@ -354,23 +375,23 @@ def write_outcome(exchange: Exchange, outcome: Outcome) -> None:
             return
         headers = _reply_headers(packed) if packed else ()
         if more:
-            exchange.start_stream(status, headers, body, phrase)
+            exchange.start_stream(status, headers, body, phrase, lines)
         else:
-            exchange.respond(status, headers, body, phrase)
+            exchange.respond(status, headers, body, phrase, lines)
     except ValueError as error:
         logger.error("Request %s: the handler's answer cannot be sent: %s", exchange.id, error)  # noqa: TRY400 - no defect
         write_error(exchange, InternalError(f"The handler's answer cannot be sent. {error}."))
 
 
-def _write_failure(exchange: Exchange, error: MarinerError) -> None:
+def _write_failure(exchange: Exchange, error: MarinerError, lines: bytes) -> None:
     if exchange.streaming:
         exchange.abort()  # the status line is gone: an incomplete answer is the only sign left
         return
     try:
-        write_error(exchange, error)
+        write_error(exchange, error, lines=lines)
     except ValueError:  # a handler may choose any number as its status
         error.status = 500
-        write_error(exchange, error)
+        write_error(exchange, error, lines=lines)
 
 
 @lru_cache(maxsize=256)

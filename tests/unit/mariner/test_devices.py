@@ -16,6 +16,7 @@ from mariner.devices import (
     DeviceAssigner,
     Vendor,
     cpu_quota,
+    read_gpu_usage,
     read_system,
     threads_per_worker,
 )
@@ -415,9 +416,16 @@ def test_gpus_are_read_by_index_and_uuid(monkeypatch: pytest.MonkeyPatch) -> Non
     ]
 
 
+def test_usage_is_told_of_gpus_that_know_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", fake_nvml())
+    text = "utilization.gpu::80 % utilization.memory::30 % memory.used::3 MiB"
+    assert read_gpu_usage(["2", "MIG-1", "3"]) == {0: f"gpuId::0 {text}", 2: f"gpuId::2 {text}"}
+
+
 @pytest.mark.parametrize("module", [None, fake_nvml(driver=False)])
 def test_a_machine_that_cannot_ask_its_gpus_reads_the_rest(
     monkeypatch: pytest.MonkeyPatch, module: ModuleType | None
 ) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", module)
     assert len(read_system(cpu_percent=float, gpus=["0"])) == 7
+    assert read_gpu_usage(["0"]) == {}

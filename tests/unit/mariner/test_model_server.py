@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
+import hashlib
 import json
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +14,7 @@ from typing import Any
 import pytest
 
 from mariner.config import Config, MetricsMode
-from mariner.devices import Accelerators
+from mariner.devices import Accelerators, Vendor
 from mariner.errors import (
     BadRequest,
     Conflict,
@@ -43,7 +46,7 @@ def echo(requests: Sequence[Request]) -> list[bytes]:
 
 
 class Scene:
-    def __init__(self, tmp_path: Path, **settings: Any) -> None:
+    def __init__(self, tmp_path: Path, accelerators: Accelerators | None = None, **settings: Any) -> None:
         self.store = tmp_path / "store"
         self.store.mkdir(exist_ok=True)
         self.engine = FakeEngine(echo)
@@ -53,7 +56,7 @@ class Scene:
             engine=self.engine,
             clock=self.clock,
             metrics=Metrics(),
-            accelerators=Accelerators(),
+            accelerators=accelerators or Accelerators(),
             temp_dir=tmp_path / "unpacked",
         )
         (tmp_path / "unpacked").mkdir(exist_ok=True)
@@ -190,7 +193,7 @@ async def test_the_description_has_every_key_of_the_contract_in_order(scene: Sce
         "responseTimeout", "startupTimeout", "maxRetryTimeoutInSec", "clientTimeoutInMills", "parallelType",
         "parallelLevel", "deviceType", "continuousBatching", "useJobTicket", "useVenv", "stateful",
         "sequenceMaxIdleMSec", "sequenceTimeoutMSec", "maxNumSequence", "maxSequenceJobQueueSize", "loadedAtStartup",
-        "workers", "jobQueueStatus",
+        "workers", "jobQueueStatus", "state",
     ]  # fmt: skip
     (worker,) = description["workers"]
     assert worker["status"] == "READY"
@@ -202,6 +205,20 @@ async def test_a_registration_cannot_ask_for_a_million_workers(scene: Scene) -> 
     with pytest.raises(BadRequest, match="asks for 1000000 workers"):
         await scene.server.register("echo", RegisterOptions(initial_workers=10**6))
     assert scene.server.list_models() == []
+
+
+async def test_a_worker_on_a_gpu_says_how_busy_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = Scene(tmp_path, accelerators=Accelerators(Vendor.NVIDIA, ("GPU-a", "GPU-b")))
+    scene.add("echo")
+    await scene.server.register("echo", RegisterOptions(initial_workers=3))
+    monkeypatch.setattr("mariner.model_server.read_gpu_usage", lambda gpus: {1: f"gpuId::1 of {len(gpus)}"})
+    (description,) = await scene.server.describe("echo", None)
+    assert description["deviceType"] == "gpu"
+    assert [(worker["gpu"], worker["gpuUsage"]) for worker in description["workers"]] == [
+        (True, "gpuId::0"),
+        (True, "gpuId::1 of 2"),
+        (True, "gpuId::0"),
+    ]
 
 
 async def test_all_versions_are_described_on_request(scene: Scene) -> None:
@@ -263,6 +280,27 @@ async def test_what_is_no_archive_is_refused(scene: Scene, url: str, error: type
     assert scene.server.list_models() == []
 
 
+async def test_an_archive_with_another_hash_is_refused(scene: Scene) -> None:
+    with zipfile.ZipFile(scene.store / "packed.mar", "w") as file:
+        file.writestr("handler.py", "def handle(data, context):\n    return data\n")
+    digest = hashlib.sha256((scene.store / "packed.mar").read_bytes()).hexdigest()
+    options = RegisterOptions(model_name="packed", handler="handler.py", sha256="0" * 64)
+    with pytest.raises(InvalidArchive, match=f"its sha256 is {digest}"):
+        await scene.server.register("packed.mar", options)
+    await scene.server.register("packed.mar", dataclasses.replace(options, sha256=digest.upper()))
+    assert scene.server.list_models() == [("packed", "packed.mar")]
+
+
+async def test_signing_a_download_needs_credentials(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    with pytest.raises(
+        BadRequest, match="s3_sse_kms needs AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY in the environment"
+    ):
+        await scene.server.register("https://127.0.0.1:1/m.mar", RegisterOptions(s3_sse_kms=True))
+
+
 async def test_an_unknown_runtime_is_refused(scene: Scene) -> None:
     with pytest.raises(BadRequest, match="Invalid RuntimeType value: cobol"):
         await scene.server.register("echo", RegisterOptions(runtime="cobol"))
@@ -278,6 +316,120 @@ async def test_a_model_without_workers_is_healthy_and_a_parked_one_is_not(scene:
     scene.engine.processes[0].loaded("no", ok=False)
     await settle()
     assert not scene.server.healthy()
+
+
+async def states(scene: Scene, name: str) -> list[str]:
+    return [version["state"] for version in await scene.server.describe(name, None)]
+
+
+async def test_a_version_says_whether_it_can_answer(scene: Scene) -> None:
+    scene.add("broken", config="maxRetryTimeoutInSec: 0\n")
+    await scene.server.register("broken")
+    assert await states(scene, "broken") == ["unloaded"]
+    scene.engine.loads = False
+    await scene.server.scale("broken", None, 1, 1, synchronous=False)
+    assert await states(scene, "broken") == ["loading"]
+    (await scene.engine.loading()).loaded("no", ok=False)
+    await settle()
+    assert await states(scene, "broken") == ["broken"]
+    await scene.server.scale("broken", None, 1, 1, synchronous=False)
+    (await scene.engine.loading(1)).loaded()
+    await settle()
+    assert await states(scene, "broken") == ["ready"]
+
+
+async def test_a_version_that_goes_is_described_until_it_has_gone(scene: Scene) -> None:
+    scene.engine.handler = None
+    await scene.server.register("echo", ONE)
+    answer = asyncio.create_task(scene.predict(b"x"))
+    await settle()
+    going = asyncio.create_task(scene.server.unregister("echo"))
+    await settle()
+    assert await states(scene, "echo") == ["draining"]
+    assert [v["modelVersion"] for v in await scene.server.describe("echo", "1.0")] == ["1.0"]
+    assert len(await scene.server.describe("echo", None, all_versions=True)) == 1
+    for name, version in (("echo", "2.0"), ("other", None)):
+        with pytest.raises(ModelNotFound, match=f"Model not found: {name}"):
+            await scene.server.describe(name, version)
+    with pytest.raises(ModelNotFound):
+        scene.server.readiness("echo", None)
+    (process,) = scene.engine.processes
+    process.reply(process.batches[0], b"y")
+    assert await answer == b"y"
+    await going
+    with pytest.raises(ModelNotFound):
+        await scene.server.describe("echo", None)
+
+
+async def test_the_server_is_ready_when_its_initial_models_are(scene: Scene) -> None:
+    scene.engine.loads = False
+    assert scene.server.ready()
+    await scene.server.load_initial_models(["echo"])
+    assert (scene.server.ready(), scene.server.healthy()) == (False, True)
+    (await scene.engine.loading()).loaded()
+    await settle()
+    assert scene.server.ready()
+    scene.add("later")
+    await scene.server.register("later", ONE, synchronous=False)
+    assert scene.server.ready()
+    await scene.server.scale("echo", None, 0, 0, synchronous=False)
+    assert scene.server.ready()  # nobody waits for a worker that is not wanted
+
+
+async def test_the_server_is_not_ready_while_a_model_is_broken(scene: Scene) -> None:
+    scene.add("broken", config="maxRetryTimeoutInSec: 0\n")
+    scene.engine.loads = False
+    await scene.server.register("broken", ONE, synchronous=False)
+    assert scene.server.ready()
+    (await scene.engine.loading()).loaded("no", ok=False)
+    await settle()
+    assert not scene.server.ready()
+
+
+async def test_an_initial_model_that_cannot_be_read_keeps_the_server_from_being_ready(scene: Scene) -> None:
+    await scene.server.load_initial_models(["echo", "other=absent"])
+    await settle()
+    assert not scene.server.ready()
+    scene.add("absent")
+    await scene.server.register("absent")
+    assert scene.server.ready()
+
+
+async def test_a_stopping_server_is_not_ready(scene: Scene) -> None:
+    await scene.server.drain(1.0)
+    assert not scene.server.ready()
+
+
+async def test_the_only_initial_model_has_one_name(scene: Scene) -> None:
+    scene.add("newer", name="echo", version="2.0")
+    scene.add("other")
+    await scene.server.register("other")
+    assert scene.server.only_initial_model() is None
+    await scene.server.load_initial_models(["echo", "newer"])
+    assert scene.server.only_initial_model() == "echo"
+    await scene.server.load_initial_models(["third=other"])
+    assert scene.server.only_initial_model() is None
+
+
+@pytest.mark.parametrize(
+    ("file", "platform"),
+    [("model.pt", "pytorch_pt"), ("m.PT2", "pytorch_pt2"), ("m.onnx", "onnx_onnxv1"), (None, "python")],
+)
+async def test_metadata_name_versions_and_the_format_of_the_weights(
+    scene: Scene, file: str | None, platform: str
+) -> None:
+    scene.add("newer", name="echo", version="2.0")
+    manifest = scene.store / "newer" / "MAR-INF" / "MANIFEST.json"
+    if file is not None:
+        manifest.write_text(manifest.read_text().replace('"model": {', f'"model": {{"serializedFile": "{file}", '))
+        (scene.store / "newer" / file).touch()
+    await scene.server.register("echo")
+    await scene.server.register("newer")
+    metadata = scene.server.metadata("echo", "2.0")
+    assert (metadata.name, metadata.versions, metadata.platform) == ("echo", ["1.0", "2.0"], platform)
+    assert scene.server.metadata("echo", None).platform == "python"
+    with pytest.raises(VersionNotFound):
+        scene.server.metadata("echo", "3.0")
 
 
 async def test_a_stopping_server_answers_what_it_has_and_takes_nothing_new(scene: Scene, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from mariner.batching import make_queue
+from mariner.bodies import Arena
 from mariner.engines import WorkerSpec
 from mariner.errors import Draining, NoWorker, QueueFull, RequestTimeout, WorkerDied, WorkerStartFailed
 from mariner.jobs import Job, Outcome, Part, Reply, Request
@@ -53,6 +54,13 @@ class Scene:
         (outcome,) = self.outcomes[name]
         assert isinstance(outcome, Exception)
         return outcome
+
+    async def warm(self) -> None:
+        """One answer tells the worker that its batches are short, so that it gets the next ones ahead."""
+        self.put("first")
+        await settle()
+        (process,) = self.engine.processes
+        process.reply(process.batches[0], b"first", seconds=0.0001)
 
 
 SceneMaker = Callable[..., Scene]
@@ -534,3 +542,143 @@ async def test_an_answer_for_a_part_of_a_batch_starts_the_response_timeout_anew(
     assert not process.killed
     await s.clock.advance(1.1)
     assert process.killed
+
+
+# -- when a request's turn came --------------------------------------------------------------------------------------
+
+
+async def test_a_job_begins_when_the_batch_before_it_is_answered(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    first, second = s.put("a"), s.put("b")
+    await settle()
+    began = s.clock.time()
+    (process,) = s.engine.processes
+    await s.clock.advance(3.0)
+    process.reply(process.batches[-2], b"a")
+    await s.clock.advance(4.0)
+    process.reply(process.batches[-1], b"b")
+    assert (first.taken, first.begun) == (began, began)
+    assert (second.taken, second.begun) == (began, began + 3.0)
+
+
+async def test_replies_in_one_frame_began_one_after_the_other(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    first, second = s.put("a"), s.put("b")
+    await settle()
+    began = s.clock.time()
+    (process,) = s.engine.processes
+    await s.clock.advance(7.0)
+    jobs = [batch.jobs[0][0] for batch in process.batches[-2:]]
+    process.say_replies([Reply(jobs[0], b"a", handler_seconds=3.0), Reply(jobs[1], b"b", handler_seconds=4.0)])
+    assert (first.begun, second.begun) == (began, began + 3.0)
+
+
+async def test_where_batches_overlap_a_job_begins_when_it_is_sent(scene: SceneMaker) -> None:
+    s = scene(overlap=2)
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("a")
+    await s.clock.advance(1.0)
+    second = s.put("b")
+    await settle()
+    (process,) = s.engine.processes
+    sent = s.clock.time()
+    await s.clock.advance(2.0)
+    process.reply(process.batches[0], b"a")
+    process.reply(process.batches[1], b"b")
+    assert (second.taken, second.begun) == (sent, sent)
+
+
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_that_runs_past_its_deadline_is_answered_while_the_handler_goes_on(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("late", timeout=1.5)
+    s.put("waits", timeout=1.0)
+    s.put("patient")
+    await settle()
+    (process,) = s.engine.processes
+    await s.clock.advance(0.99)
+    assert not s.outcomes["waits"]
+    await s.clock.advance(0.01)
+    assert isinstance(s.error("waits"), RequestTimeout)
+    assert not s.outcomes["late"]
+    await s.clock.advance(0.5)
+    error = s.error("late")
+    assert isinstance(error, RequestTimeout)
+    assert (error.status, str(error)) == (504, 'Model "m": no answer within the 1.5 s the request had.')
+    assert not process.killed
+    process.reply(process.batches[0], b"too late")
+    await settle()
+    process.reply(process.batches[1], b"patient")
+    assert s.bodies("patient") == [b"patient"]
+    assert len(s.outcomes["late"]) == 1
+
+
+async def test_a_body_stays_with_the_worker_until_it_is_done_with_a_late_request(scene: SceneMaker) -> None:
+    arena = Arena(1 << 16)
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    job = s.put("late", timeout=1.0)
+    job.slot = arena.allocate(100)
+    await settle()
+    await s.clock.advance(1.0)
+    assert isinstance(s.error("late"), RequestTimeout)
+    assert arena.used > 0
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"x")
+    assert arena.used == 0
+    arena.close()
+
+
+async def test_a_stream_that_has_begun_has_no_deadline(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("streams", timeout=1.0)
+    await settle()
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"a", more=True)
+    await s.clock.advance(5.0)
+    process.reply(process.batches[0], b"b")
+    assert [bytes(outcome.body) for outcome in s.outcomes["streams"] if isinstance(outcome, Reply)] == [b"a", b"b"]
+
+
+async def test_a_late_request_of_a_worker_that_dies_is_not_run_again(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    s.put("runs")
+    s.put("late", timeout=1.0)
+    await settle()
+    await s.clock.advance(1.0)
+    assert isinstance(s.error("late"), RequestTimeout)
+    s.engine.processes[0].die()
+    await s.clock.advance(1.0)
+    assert isinstance(s.error("runs"), WorkerDied)
+    assert s.engine.processes[1].batches == []
+
+
+async def test_one_timer_watches_all_deadlines(scene: SceneMaker) -> None:
+    s = scene(echo=True)
+    s.pool.scale(1, 1)
+    await settle()
+    before = len(s.clock._timers)
+    for index in range(50):
+        s.put(str(index), timeout=1.0 + index)
+        await settle()
+    assert s.bodies(*map(str, range(50))) == [str(index).encode() for index in range(50)]
+    assert len(s.clock._timers) - before <= 2
+    await s.clock.advance(100.0)
+    assert s.pool._timer is None

@@ -13,7 +13,7 @@ import pytest
 from mariner.archive.manifest import Manifest
 from mariner.archive.model_config import ModelConfig
 from mariner.archive.read import Archive
-from mariner.errors import InvalidArchive
+from mariner.errors import DependenciesFailed
 from mariner.requirements import cache_directory, install_requirements, interpreter, read_plan
 
 
@@ -122,7 +122,7 @@ def test_hashes_are_checked(wheels: Path, environment: dict[str, str], tmp_path:
     install(good, environment, tmp_path)
     assert version_seen(sys.executable, good.model_dir) == "1.0"
     bad = archive(tmp_path / "bad", f"--find-links {wheels}\ntincture==2.0 --hash=sha256:{digest}\n")
-    with pytest.raises(InvalidArchive):
+    with pytest.raises(DependenciesFailed):
         install(bad, environment, tmp_path)
 
 
@@ -145,7 +145,7 @@ def test_what_the_server_has_is_not_installed_again(environment: dict[str, str],
 def test_another_pytorch_is_refused_with_a_way_out(environment: dict[str, str], tmp_path: Path) -> None:
     wheel(tmp_path / "wheels", "999.0", name="torch")
     found = archive(tmp_path / "m", f"--find-links {tmp_path / 'wheels'}\ntorch==999.0\n")
-    with pytest.raises(InvalidArchive, match="Custom pip package installation failed for model m") as raised:
+    with pytest.raises(DependenciesFailed, match="Custom pip package installation failed for model m") as raised:
         install(found, environment, tmp_path)
     assert "useVenv: true" in raised.value.hint
 
@@ -155,7 +155,7 @@ def test_a_package_that_does_not_exist_leaves_nothing_behind(
     environment: dict[str, str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     found = archive(tmp_path / "m", "no-such-package-anywhere==1\n")
-    with pytest.raises(InvalidArchive) as raised:
+    with pytest.raises(DependenciesFailed) as raised:
         install(found, environment, tmp_path)
     assert "No matching distribution found for no-such-package-anywhere==1" in raised.value.hint
     assert str(tmp_path) not in raised.value.hint
@@ -167,7 +167,7 @@ def test_a_package_that_does_not_exist_leaves_nothing_behind(
 def test_pip_ends_when_nobody_wants_its_packages(environment: dict[str, str], tmp_path: Path) -> None:
     found = archive(tmp_path / "m", "-r endless.txt\n")
     os.mkfifo(found.model_dir / "endless.txt")  # pip waits for its content for ever
-    with pytest.raises(InvalidArchive):
+    with pytest.raises(DependenciesFailed):
         install_requirements(
             "m", found, enabled=True, temp_dir=tmp_path, environment=environment, cancelled=lambda: True
         )

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator
 from types import MappingProxyType
 from typing import Any
 
-from ts.torch_handler.request_envelope.base import InstancesEnvelope, MalformedRequest, json_body
+from ts.torch_handler.request_envelope.base import InstancesEnvelope, MalformedRequest, body_of, json_body
+from ts.torch_handler.request_envelope.binary import LENGTH_HEADER, BinaryBody, encode_tensor, pack_response
 
 __all__ = ["KServev2Envelope"]
 
@@ -29,11 +30,23 @@ class KServev2Envelope(InstancesEnvelope):
 
     While the handler runs, ``context.input_names`` holds the names of its tensors, ``context.input_parameters`` the
     parameters of each request, and ``context.input_request_id`` the id that the first client chose, if it did.
+    Tensors that come as bytes behind the JSON are handed over like those within it.
     """
 
     def __init__(self, handle_fn: Callable[[Any, Any], Any]) -> None:
         super().__init__(handle_fn)
         self._requests: list[dict[str, Any]] = []
+
+    def handle(self, data: Any, context: Any) -> Any:
+        """Answers a batch, see :meth:`InstancesEnvelope.handle`.
+
+        Args:
+            data: one element for each request.
+            context: the context of the batch.
+        """
+        if data and getattr(context, "request_processor", None) is not None:
+            data = [_with_binary(row, context.get_request_header(at, LENGTH_HEADER)) for at, row in enumerate(data)]
+        return super().handle(data, context)
 
     def parse_input(self, data: Any) -> list[Any]:
         """The tensors of all requests.
@@ -49,7 +62,7 @@ class KServev2Envelope(InstancesEnvelope):
         if self.context is not None:
             self._forget()
             self.context.input_names = [tensor["name"] for tensor in tensors]
-            self.context.input_parameters = [request.get("parameters") or {} for request in self._requests]
+            self.context.input_parameters = [_parameters(request) for request in self._requests]
             if _chosen_id(self._requests[0]):
                 self.context.input_request_id = _chosen_id(self._requests[0])
         return tensors
@@ -63,7 +76,7 @@ class KServev2Envelope(InstancesEnvelope):
         Raises:
             MalformedRequest: the body is no inference request.
         """
-        request = json_body(row)
+        request = row.read() if isinstance(row, BinaryBody) else json_body(row)
         inputs = request.get("inputs")
         if not isinstance(inputs, list) or not inputs:
             raise MalformedRequest('The request body must be a JSON object with a list "inputs" of tensors.')
@@ -80,8 +93,10 @@ class KServev2Envelope(InstancesEnvelope):
         self._forget()
         return responses
 
-    def close(self, answers: Any, index: int) -> dict[str, Any]:
+    def close(self, answers: Any, index: int) -> dict[str, Any] | bytes:
         """The response to one request; each answer becomes a tensor with the name of the input at its place.
+
+        It is bytes if the client asked for tensors behind the JSON.
 
         Args:
             answers: what the handler returned for its tensors.
@@ -98,17 +113,58 @@ class KServev2Envelope(InstancesEnvelope):
         manifest = getattr(self.context, "manifest", None) or {}
         model = manifest.get("model") or {}
         request_id = self.context.get_request_id(index) if self.context is not None else None
-        return {
+        response = {
             "id": _chosen_id(request) or request_id,
             "model_name": getattr(self.context, "model_name", None) or model.get("modelName"),
             "model_version": model.get("modelVersion"),
             "outputs": _requested(outputs, request.get("outputs")),
         }
+        return self._place_data(request, response, index)
+
+    def _place_data(self, request: dict[str, Any], response: dict[str, Any], index: int) -> dict[str, Any] | bytes:
+        """Puts the data of each output into the JSON or behind it."""
+        binary: list[bytes | None] = []
+        for output in response["outputs"]:
+            if _wants_binary(request, output["name"]):
+                binary.append(encode_tensor(output["datatype"], output.pop("data")))
+            else:
+                binary.append(None)
+                if output["datatype"] == "BYTES":
+                    output["data"] = [_json_element(value) for value in output["data"]]
+        if all(raw is None for raw in binary):
+            return response
+        body, length = pack_response(response, binary)
+        if self.context is not None:
+            self.context.set_response_header(index, LENGTH_HEADER, str(length))
+            self.context.set_response_content_type(index, "application/octet-stream")
+        return body
 
     def _forget(self) -> None:
         if self.context is not None:
             for name in ("input_names", "input_parameters", "input_request_id"):
                 vars(self.context).pop(name, None)
+
+
+def _with_binary(row: Any, length: Any) -> Any:
+    body = body_of(row)
+    if isinstance(length, str) and isinstance(body, (bytes, bytearray, memoryview)):
+        return BinaryBody(body, length)
+    return row
+
+
+def _wants_binary(request: dict[str, Any], name: str) -> bool:
+    """The client wants that output behind the JSON; what it says of the output counts before what it says of all."""
+    wanted = _parameters(request).get("binary_data_output")
+    outputs = request.get("outputs")
+    for output in outputs if isinstance(outputs, list) else ():
+        if isinstance(output, dict) and output.get("name") == name:
+            wanted = _parameters(output).get("binary_data", wanted)
+    return wanted is True
+
+
+def _parameters(of: dict[str, Any]) -> dict[str, Any]:
+    parameters = of.get("parameters")
+    return parameters if isinstance(parameters, dict) else {}
 
 
 def _chosen_id(request: dict[str, Any]) -> str:
@@ -122,7 +178,7 @@ def _requested(outputs: list[dict[str, Any]], requested: Any) -> list[dict[str, 
         return outputs
     by_name = {output["name"]: output for output in outputs}
     names = [wanted.get("name") if isinstance(wanted, dict) else None for wanted in requested]
-    return [by_name[name] for name in names] if all(name in by_name for name in names) else outputs
+    return [dict(by_name[name]) for name in names] if all(name in by_name for name in names) else outputs
 
 
 # -- tensors of requests ---------------------------------------------------------------------------------------------
@@ -207,8 +263,12 @@ def _flatten_answer(value: Any, kinds: set[str]) -> Iterator[Any]:
         yield value
     else:
         kinds.add("BYTES")
-        # Text stays text; bytes go the way they come in, since JSON has none.
-        yield base64.b64encode(value).decode() if isinstance(value, (bytes, bytearray)) else value
+        yield value
+
+
+def _json_element(value: Any) -> Any:
+    """Text stays text; bytes go the way they come in, since JSON has none."""
+    return base64.b64encode(value).decode() if isinstance(value, (bytes, bytearray)) else value
 
 
 def _join(kinds: set[str]) -> str:

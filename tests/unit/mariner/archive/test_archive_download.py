@@ -101,6 +101,15 @@ def redirect(location: str) -> bytes:
     return f"HTTP/1.1 302 Found\r\nLocation: {location}\r\nContent-Length: 0\r\n\r\n".encode()
 
 
+def test_the_url_is_signed_and_what_it_redirects_to_is_not(remote: Callable[..., Remote], target: Path) -> None:
+    elsewhere = remote(OK)
+    server = remote(redirect(elsewhere.url()))
+    fetch(server.url("/a?b=c"), target, allowed_urls=ANY, sign=lambda parts: {"Authorization": f"by {parts.path}"})
+    assert b"\r\nAuthorization: by /a\r\n" in server.requests[0]
+    assert b"Authorization" not in elsewhere.requests[0]
+    assert target.read_bytes() == b"archive"
+
+
 def test_a_file_is_fetched_with_its_query(remote: Callable[..., Remote], target: Path) -> None:
     server = remote(OK)
     fetch(server.url("/dir/m.mar?signature=a%2Fb#part"), target, allowed_urls=ANY)

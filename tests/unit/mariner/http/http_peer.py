@@ -9,8 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mariner.bodies import Slot
+from mariner.config import Config
+from mariner.description import Metadata
 from mariner.errors import MarinerError
 from mariner.jobs import Job, Outcome, Reply, Request, unpack_headers
+from mariner.lifecycle import Readiness
 from mariner.model_server import Registered
 from mariner.model_settings import RegisterOptions
 
@@ -49,7 +52,12 @@ class FakeModelServer:
         self.submitted: list[tuple[str, str | None, float | None]] = []
         self.arrived = asyncio.Event()
         self.calls: list[tuple[Any, ...]] = []
+        self.config = Config()
         self.is_healthy = True
+        self.is_ready = True
+        self.state = Readiness.READY
+        self.initial: str | None = None
+        self.time = 0.0
         self.models: list[tuple[str, str]] = []
         self.registered = Registered("m", "1.0", 0, ready=True)
         self.scaled = True
@@ -114,7 +122,32 @@ class FakeModelServer:
     def healthy(self) -> bool:
         return self.is_healthy
 
+    def ready(self) -> bool:
+        return self.is_ready
+
+    def now(self) -> float:
+        return self.time
+
+    def only_initial_model(self) -> str | None:
+        return self.initial
+
+    def readiness(self, name: str, version: str | None) -> Readiness:
+        self.calls.append(("readiness", name, version))
+        if self.error is not None:
+            raise self.error
+        return self.state
+
+    def metadata(self, name: str, version: str | None) -> Metadata:
+        self.calls.append(("metadata", name, version))
+        if self.error is not None:
+            raise self.error
+        return Metadata(name, ["1.0", "2.0"], "pytorch_pt2")
+
     # -- for tests ----------------------------------------------------------------------------------------------------
+
+    def later(self, behaviour: Behaviour) -> None:
+        """Lets jobs be answered in the next turn of the loop, as real ones are: never before ``submit`` returns."""
+        self.behaviour = lambda job: asyncio.get_running_loop().call_soon(behaviour, job) and None
 
     async def job(self) -> Job:
         """The next job that arrives."""

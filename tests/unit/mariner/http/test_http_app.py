@@ -13,7 +13,9 @@ from http_peer import FakeModelServer, get, post, until
 
 from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
 from mariner.errors import ConfigurationError, Draining, MarinerError, ModelNotFound, QueueFull, VersionNotFound
-from mariner.http.app import ROUTES
+from mariner.http.connections import Limits
+from mariner.http.routes import ROUTES
+from mariner.jobs import Job, Reply, pack_headers
 
 NOT_FOUND = "Requested resource is not found, please refer to API document."
 NOT_ALLOWED = "Requested method is not allowed, please refer to API document."
@@ -280,6 +282,46 @@ async def test_configured_cors_headers_are_on_every_answer(start: Start) -> None
     for request in (post(body=b"x"), get("/nope"), b"NONSENSE\r\n\r\n"):
         headers = (await client.ask(request)).headers
         assert all(headers[name.lower()] == value for name, value in CORS)
+
+
+@pytest.mark.parametrize("kind", ALL)
+async def test_one_cors_setting_makes_one_header_on_every_listener(start: Start, kind: Listener) -> None:
+    running = await start(kind, cors=CORS[:1])
+    client = await running.connect()
+    for request in (get("/"), get("/nope"), get("/metrics"), get("/v2/health/live")):
+        headers = (await client.ask(request)).headers
+        found = {name: value for name, value in headers.items() if name.startswith("access-control")}
+        assert found == {"access-control-allow-origin": "https://ui.example"}
+
+
+async def test_the_answer_to_a_body_that_is_too_large_has_them(start: Start) -> None:
+    running = await start(cors=CORS, limits=Limits(max_request_size=10))
+    client = await running.connect()
+    answer = await client.ask(post(body=b"x" * 11))
+    assert (answer.status, answer.headers["access-control-allow-origin"]) == (413, "https://ui.example")
+
+
+@pytest.mark.parametrize("more", [False, True])
+async def test_a_cors_header_of_the_handler_stays(start: Start, more: bool) -> None:
+    def behaviour(job: Job) -> None:
+        headers = pack_headers([("access-control-ALLOW-origin", "https://own.example")])
+        reply = Reply(1, b"x", headers=headers)
+        if more:
+            job.piece(reply._replace(more=True))
+        job.end(reply)
+
+    running = await start(cors=CORS)
+    running.models.behaviour = behaviour
+    client = await running.connect()
+    answer = await client.ask(post(body=b"x"))
+    assert answer.headers["access-control-allow-origin"] == "https://own.example"
+    assert answer.headers["access-control-allow-methods"] == "GET, POST"
+
+
+async def test_without_settings_there_are_no_cors_headers(running: Running) -> None:
+    client = await running.connect()
+    answer = await client.ask(post("/predictions/m", b"x", "Origin: https://ui.example"))
+    assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
 async def test_a_preflight_is_answered_without_a_key(start: Start, keys: Keys) -> None:

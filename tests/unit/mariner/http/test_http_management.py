@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Running, Start
 from http_peer import Answer, get, post
 
-from mariner.auth import Listener
+from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
 from mariner.errors import Conflict, DefaultVersionInUse, VersionNotFound, WorkerStartFailed
 from mariner.model_server import Registered
 from mariner.model_settings import RegisterOptions
@@ -78,7 +79,7 @@ async def test_register_takes_its_parameters_from_the_query(running: Running) ->
         "&synchronous=FALSE&response_timeout=7&startup_timeout=8&unknown=1&s3_sse_kms=true"
     )
     await ask(running, post(f"/models?{query}"))
-    options = RegisterOptions("n", "h:f", "python3", 4, 0.25, 2, 7, 8)
+    options = RegisterOptions("n", "h:f", "python3", 4, 0.25, 2, 7, 8, s3_sse_kms=True)
     assert running.models.calls == [("register", "m.mar", options, False)]
 
 
@@ -91,6 +92,11 @@ async def test_register_takes_its_parameters_from_json(running: Running) -> None
 async def test_register_takes_its_parameters_from_a_form(running: Running) -> None:
     await ask(running, post("/models", b"url=m.mar&batch_size=2", "Content-Type: application/x-www-form-urlencoded"))
     assert running.models.calls == [("register", "m.mar", RegisterOptions(batch_size=2), True)]
+
+
+async def test_register_may_be_told_the_hash_of_the_archive(running: Running) -> None:
+    await ask(running, post("/models?url=m.mar&sha256=ab12"))
+    assert running.models.calls == [("register", "m.mar", RegisterOptions(sha256="ab12"), True)]
 
 
 async def test_what_register_is_not_told_stays_open(running: Running) -> None:
@@ -291,3 +297,94 @@ async def test_other_methods_are_405(running: Running, method: str, path: str, a
 @pytest.mark.parametrize("path", ["/models/m/1/other", "/models/m/1/set-default/x", "/models//1"])
 async def test_longer_paths_are_404(running: Running, path: str) -> None:
     assert (await ask(running, put(path)))[0] == 404
+
+
+# -- keys ------------------------------------------------------------------------------------------------------------
+
+
+class Keyring:
+    """Three keys that the tests know, and the listener they guard."""
+
+    def __init__(self, path: Path, start: Start) -> None:
+        given = {type_: f"{type_.value}-0123456789abcdef" for type_ in KeyType}
+        self.keys = Keys(path, lifetime=60, given=given, clock=lambda: 0)
+        self._start = start
+
+    async def serve(self, *kinds: Listener, mode: TokenMode = TokenMode.ON) -> Running:
+        return await self._start(*kinds, access=Access(mode, self.keys))
+
+    def opens(self) -> list[str]:
+        return [type_.value for type_ in KeyType if self.keys.opens(type_, f"{type_.value}-0123456789abcdef")]
+
+
+def bearer(key: str) -> str:
+    return f"Authorization: Bearer {key}-0123456789abcdef"
+
+
+@pytest.fixture
+def keyring(start: Start, tmp_path: Path) -> Keyring:
+    return Keyring(tmp_path / "key_file.json", start)
+
+
+@pytest.mark.parametrize("kinds", [(Listener.MANAGEMENT,), (Listener.INFERENCE, Listener.MANAGEMENT)])
+@pytest.mark.parametrize("mode", [TokenMode.ON, TokenMode.AUTO])
+@pytest.mark.parametrize(
+    ("method", "type_", "rest"),
+    [("GET", "inference", ["management", "API"]), ("POST", "management", ["inference", "API"])],
+)
+async def test_the_api_key_renews_one_of_the_others(
+    keyring: Keyring, kinds: tuple[Listener, ...], mode: TokenMode, method: str, type_: str, rest: list[str]
+) -> None:
+    running = await keyring.serve(*kinds, mode=mode)
+    client = await running.connect()
+    answer = await client.ask(get(f"/token?type={type_}", bearer("API"), method=method))
+    assert (answer.status, answer.headers["content-type"], answer.body) == (200, "application/json", b"\n")
+    assert keyring.opens() == rest
+
+
+@pytest.mark.parametrize("mode", [TokenMode.ON, TokenMode.AUTO])
+@pytest.mark.parametrize(
+    ("query", "headers"),
+    [
+        ("", [bearer("API")]),
+        ("?type=foo", [bearer("API")]),
+        ("?type=MANAGEMENT", [bearer("API")]),
+        ("?type=API", [bearer("API")]),
+        ("?type=inference", []),
+        ("?type=inference", [bearer("management")]),
+        ("?type=management", [bearer("inference")]),
+    ],
+)
+async def test_other_calls_renew_nothing(keyring: Keyring, mode: TokenMode, query: str, headers: list[str]) -> None:
+    running = await keyring.serve(Listener.MANAGEMENT, mode=mode)
+    status, body = await ask(running, get(f"/token{query}", *headers))
+    assert (status, body["type"]) == (400, "InvalidKeyException")
+    assert body["message"] == (
+        "Token Authentication failed. Token either incorrect, expired, or not provided correctly"
+    )
+    assert keyring.opens() == [type_.value for type_ in KeyType]
+
+
+async def test_names_that_resemble_the_path_are_models(keyring: Keyring) -> None:
+    running = await keyring.serve(Listener.MANAGEMENT)
+    assert (await ask(running, get("/models/tokenizer", bearer("management"))))[0] == 200
+    assert (await ask(running, get("/models/token/token", bearer("management"))))[0] == 200
+    assert [call[:3] for call in running.models.calls] == [
+        ("describe", "tokenizer", None),
+        ("describe", "token", "token"),
+    ]
+
+
+@pytest.mark.parametrize("mode", [TokenMode.AUTO, TokenMode.OFF])
+async def test_without_keys_there_is_no_such_path(start: Start, mode: TokenMode) -> None:
+    running = await start(Listener.MANAGEMENT, access=Access(mode))
+    status, body = await ask(running, get("/token?type=management"))
+    assert (status, body["type"]) == (404, "ResourceNotFoundException")
+
+
+async def test_keys_are_renewed_on_the_management_listener_alone(keyring: Keyring) -> None:
+    running = await keyring.serve(Listener.INFERENCE)
+    request = "/token?type=inference"
+    assert (await ask(running, get(request, bearer("API"))))[0] == 400
+    assert (await ask(running, get(request, bearer("inference"))))[0] == 404
+    assert keyring.opens() == [type_.value for type_ in KeyType]

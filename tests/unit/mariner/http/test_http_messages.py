@@ -286,11 +286,13 @@ def test_targets_are_split(target: str, path: bytes, query: bytes) -> None:
 
 # -- parameters of management calls ----------------------------------------------------------------------------------
 
+NAMES = {"url", "batch_size"}
+
 
 def test_json_parameters_are_texts_and_hide_the_query() -> None:
     body = b'{"url": "m.mar", "initial_workers": 2, "synchronous": true, "batch_size": "4", "handler": null}'
     exchange = make(("Content-Type", "application/json"), body=body, target="/models?url=other&x=1")
-    assert read_parameters(exchange) == {
+    assert read_parameters(exchange, NAMES) == {
         "url": "m.mar",
         "initial_workers": "2",
         "synchronous": "true",
@@ -302,13 +304,18 @@ def test_form_parameters_add_to_the_query() -> None:
     exchange = make(
         ("Content-Type", "application/x-www-form-urlencoded"), body=b"url=b&x=1", target="/models?url=a&y=2"
     )
-    assert read_parameters(exchange) == {"url": "a", "y": "2", "x": "1"}
+    assert read_parameters(exchange, NAMES) == {"url": "a", "y": "2", "x": "1"}
 
 
 @pytest.mark.parametrize("body", [b"{'url': 1}", b"[]", b'{"url": []}', b"\xff"])
 def test_json_that_holds_no_parameters_is_refused(body: bytes) -> None:
     with pytest.raises(BadRequest):
-        read_parameters(make(("Content-Type", "application/json"), body=body))
+        read_parameters(make(("Content-Type", "application/json"), body=body), NAMES)
+
+
+def test_what_else_a_json_body_holds_may_be_anything() -> None:
+    exchange = make(("Content-Type", "application/json"), body=b'{"url": "m.mar", "labels": {"a": [1]}, "x": []}')
+    assert read_parameters(exchange, NAMES) == {"url": "m.mar"}
 
 
 # -- answers ---------------------------------------------------------------------------------------------------------
