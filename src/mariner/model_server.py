@@ -3,43 +3,44 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
 import math
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from mariner.archive.download import fetch
-from mariner.archive.manifest import Runtime
-from mariner.archive.read import Archive, derive_model_name, list_archives, open_archive
-from mariner.archive.s3 import sign_get
-from mariner.batching import make_queue
+from mariner.archive.read import Archive, list_archives
 from mariner.bodies import Slot
 from mariner.config import Config
 from mariner.description import Metadata, ask_for_metadata, describe_version, read_metadata
-from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, read_gpu_usage, threads_per_worker
+from mariner.devices import Accelerators, read_gpu_usage
 from mariner.engines import Engine
-from mariner.errors import BadRequest, Draining, InvalidArchive, MarinerError, NotFound, WorkerStartFailed
-from mariner.jobs import Job, Outcome, Reply, Request, Sample
+from mariner.errors import BadRequest, Draining, MarinerError, NotFound, WorkerStartFailed
+from mariner.jobs import Job, Outcome, Reply, Request
 from mariner.lifecycle import Readiness
+from mariner.loading import MAX_WORKERS, ModelLoader
 from mariner.metrics import Metrics
-from mariner.model_settings import RegisterOptions, resolve
-from mariner.pool import PoolObserver, WorkerPool
-from mariner.recipe import make_recipe, worker_environment
+from mariner.model_settings import RegisterOptions
 from mariner.registry import ModelVersion, Registry
-from mariner.requirements import install_requirements, interpreter
 from mariner.snapshot import SnapshotModel
-from mariner.worker import Clock, Worker
+from mariner.worker import Clock
 
 __all__ = ["ModelServer", "Registered"]
 
 log = logging.getLogger(__name__)
 
-MAX_WORKERS = 1024  # of one version; a typing error must not start a process for each of its digits
+
+@dataclass(frozen=True, slots=True)
+class _Wanted:
+    """A model to load at start."""
+
+    url: str
+    options: RegisterOptions
+    failure: str  # how the line about one that fails begins
+    at_startup: bool = False  # and not from a snapshot
+    default: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +94,10 @@ class ModelServer:
         self._not_loaded: set[str] = set()  # urls of initial models whose archive could not be used
         self._engine = engine
         self._clock = clock
-        self._temp_dir = temp_dir
         self._accelerators = accelerators
-        self._devices = DeviceAssigner(accelerators.count)
-        self._observer = _Observer(metrics, clock, self._devices)
-        self._next_worker = itertools.count(config.initial_worker_port).__next__
+        self._loader = ModelLoader(
+            config, engine=engine, clock=clock, metrics=metrics, accelerators=accelerators, temp_dir=temp_dir
+        )
         metrics.watch_queues(self._queue_depths)
 
     # -- inference ----------------------------------------------------------------------------------------------------
@@ -186,7 +186,10 @@ class ModelServer:
         Raises:
             ModelNotFound, InvalidArchive, DownloadFailed, Conflict, BadRequest, WorkerStartFailed: it cannot be done.
         """
-        version = await self._add(url, options or RegisterOptions())
+        self._require_open()
+        options = options or RegisterOptions()
+        version = await self._enter(url, await self._loader.open(url, options), options)
+        await self._start(version)
         self.changed()
         workers = version.settings.min_workers
         if workers and synchronous:
@@ -199,7 +202,7 @@ class ModelServer:
         return Registered(version.name, version.version, workers, ready=not workers or synchronous)
 
     async def load_initial_models(self, specs: Sequence[str]) -> None:
-        """Registers the models the server starts with, side by side; one that fails does not stop the others.
+        """Registers the models the server starts with; one that fails does not stop the others.
 
         Args:
             specs: ``all``, or any number of ``url`` and ``name=url``. What is there already, from a snapshot, is left.
@@ -207,22 +210,50 @@ class ModelServer:
         if [spec.lower() for spec in specs] == ["all"]:
             specs = self._store_entries()
         there = {(name, version.archive.url) for version in self.registry for name in ("", version.name)}
-        wanted = [_split_spec(spec) for spec in specs]
-        await asyncio.gather(*(self._load_initial_model(name, url) for name, url in wanted if (name, url) not in there))
+        wanted = [(name, url) for name, url in map(_split_spec, specs) if (name, url) not in there]
+        for _, url in wanted:
+            log.info("Loading initial models: %s", url)
+        await self._load_all(
+            [
+                _Wanted(url, RegisterOptions(model_name=name or None), f"Failed to load model: {url}", at_startup=True)
+                for name, url in wanted
+            ]
+        )
 
     async def restore(self, models: Sequence[SnapshotModel]) -> None:
-        """Registers the models of a snapshot, side by side; one that fails does not stop the others."""
-        await asyncio.gather(*(self._restore(model) for model in models))
+        """Registers the models of a snapshot; one that fails does not stop the others."""
+        failure = "Error while registering model. Details: "
+        await self._load_all(
+            [_Wanted(model.url, model.options, failure + model.name, default=model.default) for model in models]
+        )
 
-    async def _restore(self, model: SnapshotModel) -> None:
+    async def _load_all(self, wanted: Sequence[_Wanted]) -> None:
+        """Opens archives side by side, registers their versions in order, and lets the workers start side by side."""
+        opening = [asyncio.create_task(self._loader.open(want.url, want.options, reuse=True)) for want in wanted]
+        entered = []
+        for want, archive in zip(wanted, opening, strict=True):
+            with self._failing_alone(want):
+                version = await self._enter(want.url, await archive, want.options, at_startup=want.at_startup)
+                if want.default:
+                    self.registry.set_default(version.name, version.version)
+                entered.append((want, version))
+        await asyncio.gather(*(self._start_initial(want, version) for want, version in entered))
+
+    async def _start_initial(self, want: _Wanted, version: ModelVersion) -> None:
+        with self._failing_alone(want):
+            await self._start(version)
+
+    @contextmanager
+    def _failing_alone(self, want: _Wanted) -> Iterator[None]:
+        """Logs what goes wrong with one of several models."""
         try:
-            version = await self._add(model.url, model.options, reuse_download=True)
-            if model.default:
-                self.registry.set_default(version.name, version.version)
+            yield
         except MarinerError as error:
-            log.warning("Error while registering model. Details: %s: %s %s", model.name, error.message, error.hint)
+            self._not_loaded.add(want.url)
+            log.warning("%s: %s %s", want.failure, error.message, error.hint)
         except Exception:
-            log.exception("Error while registering model. Details: %s", model.name)
+            self._not_loaded.add(want.url)
+            log.exception("%s", want.failure)
 
     def _store_entries(self) -> list[str]:
         if self.config.model_store is None:
@@ -230,136 +261,38 @@ class ModelServer:
             return []
         return list_archives(self.config.model_store)
 
-    async def _load_initial_model(self, name: str, url: str) -> None:
-        log.info("Loading initial models: %s", url)
-        try:
-            await self._add(url, RegisterOptions(model_name=name or None), at_startup=True)
-        except MarinerError as error:
-            self._not_loaded.add(url)
-            log.warning("Failed to load model: %s: %s %s", url, error.message, error.hint)
-        except Exception:
-            self._not_loaded.add(url)
-            log.exception("Failed to load model: %s", url)
-
     async def wait_until_ready(self) -> None:
         """Waits until every worker of every model has loaded or failed once."""
         await asyncio.gather(*(version.pool.settle() for version in self.registry), return_exceptions=True)
 
-    async def _add(
-        self, url: str, options: RegisterOptions, *, at_startup: bool = False, reuse_download: bool = False
-    ) -> ModelVersion:
-        """Opens the archive, registers the version and lets its workers start."""
+    def _require_open(self) -> None:
         if self.draining:
             raise Draining("The server is stopping.")
-        self._runtime(options)
-        archive = await asyncio.to_thread(
-            open_archive,
-            url,
-            model_store=self.config.model_store,
-            allowed_urls=self.config.allowed_urls if self.config.is_set("allowed_urls") else (),
-            temp_dir=self._temp_dir,
-            download=partial(fetch, sign=partial(sign_get, environ=os.environ)) if options.s3_sse_kms else fetch,
-            sha256=options.sha256,
-            reuse_download=at_startup or reuse_download,
-        )
+
+    async def _enter(
+        self, url: str, archive: Archive, options: RegisterOptions, *, at_startup: bool = False
+    ) -> ModelVersion:
+        """Registers a version of an open archive; it has no workers yet."""
         try:
-            version = self._make_version(url, archive, options, at_startup=at_startup)
-            await self._install(version)
+            version = self._loader.make(url, archive, options, at_startup=at_startup)
             self.registry.add(version)
         except BaseException:
             await asyncio.to_thread(archive.remove)
             raise
-        self._not_loaded.discard(url)
-        log.info("Model %s loaded.", version.name)
-        version.pool.scale(version.settings.min_workers, version.settings.max_workers)
         return version
 
-    async def _install(self, version: ModelVersion) -> None:
-        """Gives the version its packages and interpreter."""
-        await asyncio.to_thread(
-            install_requirements,
-            version.name,
-            version.archive,
-            enabled=self.config.install_py_dep_per_model,
-            temp_dir=self.config.temp_dir,
-            environment=worker_environment(os.environ, self.config, threads_per_worker(1)),
-            cancelled=lambda: self.draining,
-        )
-        if self.draining:  # pip may have taken minutes
-            raise Draining("The server is stopping.")
-
-    def _make_version(self, url: str, archive: Archive, options: RegisterOptions, *, at_startup: bool) -> ModelVersion:
-        manifest = archive.manifest
-        name = options.model_name or manifest.model_name or (derive_model_name(url) if at_startup else "")
-        if not name:
-            raise InvalidArchive("Model name is not defined.", hint="Give model_name, or put it in the manifest.")
-        self.registry.check_free(name, manifest.model_version)
-        handler = options.handler or manifest.handler or self.config.default_service_handler or ""
-        if not handler:
-            raise InvalidArchive(
-                f"Model {name} has no handler.", hint="Give handler, or set default_service_handler in the config."
-            )
-        for warning in archive.warnings:
-            log.warning("Model %s: %s", name, warning)
-        preset = self.config.models.get(name, {}).get(manifest.model_version, {})
-        settings = resolve(
-            self.config,
-            archive.config,
-            options,
-            preset=preset,
-            automatic_workers=max(1, self._accelerators.count) if at_startup else None,
-        )
-        workers = max(settings.min_workers, 1)
-        if settings.min_workers > MAX_WORKERS:
-            raise BadRequest(
-                f"Model {name} asks for {settings.min_workers} workers; at most {MAX_WORKERS} are started."
-            )
-        recipe = make_recipe(
-            name,
-            manifest.model_version,
-            handler=handler,
-            archive=archive,
-            settings=settings,
-            config=self.config,
-            python=interpreter(archive),
-            environment=worker_environment(os.environ, self.config, threads_per_worker(workers)),
-            next_id=self._next_worker,
-            device=lambda _: self._device_for(f"{name}/{manifest.model_version}", archive),
-            spare_processors=cpu_quota() > workers,
-        )
-        queue = make_queue(
-            settings.batching_policy,
-            f'Model "{name}"',
-            batch_size=settings.batch_size,
-            max_delay=settings.max_batch_delay,
-            capacity=settings.queue_size,
-            clock=self._clock.time,
-        )
-        pool = WorkerPool(recipe, engine=self._engine, queue=queue, clock=self._clock, observer=self._observer)
-        return ModelVersion(
-            name,
-            manifest.model_version,
-            archive,
-            settings,
-            pool,
-            runtime=self._runtime(options) or manifest.runtime.value,
-            loaded_at_startup=at_startup,
-        )
-
-    @staticmethod
-    def _runtime(options: RegisterOptions) -> str | None:
-        if options.runtime is None:
-            return None
+    async def _start(self, version: ModelVersion) -> None:
+        """Gives a registered version its packages and workers, or takes it out again."""
         try:
-            return Runtime(options.runtime).value
-        except ValueError:
-            raise BadRequest(f"Invalid RuntimeType value: {options.runtime}") from None
-
-    def _device_for(self, version: str, archive: Archive) -> int | None:
-        """The GPU of the next worker, None for the CPU."""
-        if archive.config.device_type == "cpu":
-            return None
-        return self._devices.assign(version, archive.config.device_ids)
+            await self._loader.install(version, cancelled=lambda: self.draining)
+            self._require_open()  # pip may have taken minutes
+        except BaseException:
+            self.registry.remove(version)
+            await asyncio.to_thread(version.archive.remove)
+            raise
+        self._not_loaded.discard(version.archive.url)
+        log.info("Model %s loaded.", version.name)
+        version.pool.scale(version.settings.min_workers, version.settings.max_workers)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Answers what waits, stops the workers and deletes the unpacked files.
@@ -505,27 +438,3 @@ def _split_spec(spec: str) -> tuple[str, str]:
     """Name, or "", and url of a model to load at start."""
     name, _, url = spec.rpartition("=") if "://" not in spec.partition("=")[0] else ("", "", spec)
     return name, url
-
-
-class _Observer(PoolObserver):
-    """Counts what happens in pools, and takes back the devices of workers that have gone."""
-
-    def __init__(self, metrics: Metrics, clock: Clock, devices: DeviceAssigner) -> None:
-        self._metrics = metrics
-        self._clock = clock
-        self._devices = devices
-
-    def finished(self, pool: WorkerPool, job: Job, reply: Reply, batch_size: int) -> None:
-        if not reply.failed:
-            now, model = self._clock.time(), pool.recipe.model
-            queued, ran = job.taken - job.created, reply.handler_seconds
-            self._metrics.inference_finished(model, job.label, now - job.created, queued, ran, batch_size)
-
-    def loaded(self, pool: WorkerPool, worker: Worker, seconds: float) -> None:  # noqa: ARG002
-        self._metrics.worker_loaded(worker.spec.name, seconds)
-
-    def sampled(self, pool: WorkerPool, worker: Worker, sample: Sample) -> None:  # noqa: ARG002
-        self._metrics.worker_sample(*sample)
-
-    def gone(self, pool: WorkerPool, worker: Worker) -> None:
-        self._devices.release(f"{pool.recipe.model}/{pool.recipe.version}", worker.load.gpu_id)

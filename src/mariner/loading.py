@@ -1,0 +1,217 @@
+"""From the ``url`` of a registration to a version that can be registered: archive, settings, packages, pool."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from mariner.archive.download import fetch
+from mariner.archive.manifest import Runtime
+from mariner.archive.read import Archive, derive_model_name, open_archive
+from mariner.archive.s3 import sign_get
+from mariner.batching import make_queue
+from mariner.config import Config
+from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, threads_per_worker
+from mariner.engines import Engine
+from mariner.errors import BadRequest, InvalidArchive
+from mariner.jobs import Job, Reply, Sample
+from mariner.metrics import Metrics
+from mariner.model_settings import RegisterOptions, resolve
+from mariner.pool import PoolObserver, WorkerPool
+from mariner.recipe import make_recipe, worker_environment
+from mariner.registry import ModelVersion
+from mariner.requirements import install_requirements, interpreter
+from mariner.worker import Clock, Worker
+
+__all__ = ["MAX_WORKERS", "ModelLoader"]
+
+log = logging.getLogger(__name__)
+
+MAX_WORKERS = 1024  # of one version; a typing error must not start a process for each of its digits
+
+
+class ModelLoader:
+    """Makes versions.
+
+    Args:
+        config: the server's settings.
+        engine: starts their workers.
+        clock: time and timers.
+        metrics: counts what happens in their pools.
+        accelerators: the devices of this machine.
+        temp_dir: where archives are unpacked.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        engine: Engine,
+        clock: Clock,
+        metrics: Metrics,
+        accelerators: Accelerators,
+        temp_dir: Path,
+    ) -> None:
+        self._config = config
+        self._engine = engine
+        self._clock = clock
+        self._accelerators = accelerators
+        self._temp_dir = temp_dir
+        self._devices = DeviceAssigner(accelerators.count)
+        self._observer = _Observer(metrics, clock, self._devices)
+        self._next_worker = itertools.count(config.initial_worker_port).__next__
+
+    async def open(self, url: str, options: RegisterOptions, *, reuse: bool = False) -> Archive:
+        """Finds or fetches an archive and unpacks it.
+
+        Args:
+            url: archive or directory of the model store, or a remote archive.
+            options: what the caller asks for.
+            reuse: a file of that name that is in the model store already is taken instead of a remote one.
+
+        Raises:
+            ModelNotFound, InvalidArchive, DownloadFailed, Conflict, BadRequest: it cannot be done.
+        """
+        _runtime(options)  # nothing is fetched for a call that is wrong
+        return await asyncio.to_thread(
+            open_archive,
+            url,
+            model_store=self._config.model_store,
+            allowed_urls=self._config.allowed_urls if self._config.is_set("allowed_urls") else (),
+            temp_dir=self._temp_dir,
+            download=partial(fetch, sign=partial(sign_get, environ=os.environ)) if options.s3_sse_kms else fetch,
+            sha256=options.sha256,
+            reuse_download=reuse,
+        )
+
+    def make(self, url: str, archive: Archive, options: RegisterOptions, *, at_startup: bool = False) -> ModelVersion:
+        """A version, not registered and without workers.
+
+        Args:
+            url: what the archive was asked for by.
+            archive: open.
+            options: what the caller asks for.
+            at_startup: it comes with the server's start; it may be named after its file and gets workers of its own.
+
+        Raises:
+            InvalidArchive, BadRequest: archive and options do not make a model.
+        """
+        manifest = archive.manifest
+        name = options.model_name or manifest.model_name or (derive_model_name(url) if at_startup else "")
+        if not name:
+            raise InvalidArchive("Model name is not defined.", hint="Give model_name, or put it in the manifest.")
+        handler = options.handler or manifest.handler or self._config.default_service_handler or ""
+        if not handler:
+            raise InvalidArchive(
+                f"Model {name} has no handler.", hint="Give handler, or set default_service_handler in the config."
+            )
+        for warning in archive.warnings:
+            log.warning("Model %s: %s", name, warning)
+        preset = self._config.models.get(name, {}).get(manifest.model_version, {})
+        settings = resolve(
+            self._config,
+            archive.config,
+            options,
+            preset=preset,
+            automatic_workers=max(1, self._accelerators.count) if at_startup else None,
+        )
+        workers = max(settings.min_workers, 1)
+        if settings.min_workers > MAX_WORKERS:
+            raise BadRequest(
+                f"Model {name} asks for {settings.min_workers} workers; at most {MAX_WORKERS} are started."
+            )
+        recipe = make_recipe(
+            name,
+            manifest.model_version,
+            handler=handler,
+            archive=archive,
+            settings=settings,
+            config=self._config,
+            python=interpreter(archive),
+            environment=worker_environment(os.environ, self._config, threads_per_worker(workers)),
+            next_id=self._next_worker,
+            device=lambda _: self._device_for(f"{name}/{manifest.model_version}", archive),
+            spare_processors=cpu_quota() > workers,
+        )
+        queue = make_queue(
+            settings.batching_policy,
+            f'Model "{name}"',
+            batch_size=settings.batch_size,
+            max_delay=settings.max_batch_delay,
+            capacity=settings.queue_size,
+            clock=self._clock.time,
+        )
+        pool = WorkerPool(recipe, engine=self._engine, queue=queue, clock=self._clock, observer=self._observer)
+        return ModelVersion(
+            name,
+            manifest.model_version,
+            archive,
+            settings,
+            pool,
+            runtime=_runtime(options) or manifest.runtime.value,
+            loaded_at_startup=at_startup,
+        )
+
+    async def install(self, version: ModelVersion, *, cancelled: Callable[[], bool]) -> None:
+        """Gives a version its packages and interpreter.
+
+        Args:
+            version: made, without workers.
+            cancelled: asked now and then; the installation ends once it is true.
+
+        Raises:
+            InvalidArchive: they cannot be installed.
+        """
+        await asyncio.to_thread(
+            install_requirements,
+            version.name,
+            version.archive,
+            enabled=self._config.install_py_dep_per_model,
+            temp_dir=self._config.temp_dir,
+            environment=worker_environment(os.environ, self._config, threads_per_worker(1)),
+            cancelled=cancelled,
+        )
+
+    def _device_for(self, version: str, archive: Archive) -> int | None:
+        """The GPU of the next worker, None for the CPU."""
+        if archive.config.device_type == "cpu":
+            return None
+        return self._devices.assign(version, archive.config.device_ids)
+
+
+def _runtime(options: RegisterOptions) -> str | None:
+    if options.runtime is None:
+        return None
+    try:
+        return Runtime(options.runtime).value
+    except ValueError:
+        raise BadRequest(f"Invalid RuntimeType value: {options.runtime}") from None
+
+
+class _Observer(PoolObserver):
+    """Counts what happens in pools, and takes back the devices of workers that have gone."""
+
+    def __init__(self, metrics: Metrics, clock: Clock, devices: DeviceAssigner) -> None:
+        self._metrics = metrics
+        self._clock = clock
+        self._devices = devices
+
+    def finished(self, pool: WorkerPool, job: Job, reply: Reply, batch_size: int) -> None:
+        if not reply.failed:
+            now, model = self._clock.time(), pool.recipe.model
+            queued, ran = job.taken - job.created, reply.handler_seconds
+            self._metrics.inference_finished(model, job.label, now - job.created, queued, ran, batch_size)
+
+    def loaded(self, pool: WorkerPool, worker: Worker, seconds: float) -> None:  # noqa: ARG002
+        self._metrics.worker_loaded(worker.spec.name, seconds)
+
+    def sampled(self, pool: WorkerPool, worker: Worker, sample: Sample) -> None:  # noqa: ARG002
+        self._metrics.worker_sample(*sample)
+
+    def gone(self, pool: WorkerPool, worker: Worker) -> None:
+        self._devices.release(f"{pool.recipe.model}/{pool.recipe.version}", worker.load.gpu_id)
