@@ -108,6 +108,9 @@ def load_service(
     )
     if load.async_communication:
         service.open_loop()  # before anything of the model can ask for one
+    device = sys.modules.get("ts.torch_handler.device")
+    if device is not None:  # the handler uses BaseHandler, and may load its model without it
+        device.prepare_torch(load.gpu_id)
     service.load(initialize)
     return service
 

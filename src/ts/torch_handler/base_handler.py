@@ -19,7 +19,7 @@ from ts.handler_utils.timer import timed
 from ts.labels import load_label_mapping
 from ts.torch_handler import weights
 from ts.torch_handler.compilation import IPEX_AVAILABLE, compile_model, compile_options, ipex, optimize_for_intel
-from ts.torch_handler.device import XLA_AVAILABLE, choose_device, prefer_fast_matmul
+from ts.torch_handler.device import XLA_AVAILABLE, choose_device, prepare_torch
 from ts.torch_handler.weights import ONNX_AVAILABLE, Format, setup_ort_session
 
 __all__ = [
@@ -94,8 +94,8 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
         """
         properties = context.system_properties
         self.model_yaml_config = getattr(context, "model_yaml_config", None) or {}
+        prepare_torch(properties.get("gpu_id"))
         self.map_location, self.device = choose_device(properties.get("gpu_id"))
-        prefer_fast_matmul(self.device)
         self.manifest = context.manifest
         model_dir = properties["model_dir"]
         packed = (self.manifest or {}).get("model", {})

@@ -206,7 +206,6 @@ def test_a_file_wins_over_the_builtin_handler_of_its_name(write: Write, tmp_path
 
 
 @pytest.mark.torch
-@pytest.mark.torch
 def test_a_directory_does_not_hide_the_builtin_handler_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +217,7 @@ def test_a_directory_does_not_hide_the_builtin_handler_of_its_name(
         sys.modules.pop("densenet_handler", None)
 
 
+@pytest.mark.torch
 def test_a_model_file_does_not_hide_the_builtin_handler_of_its_name(write: Write, tmp_path: Path) -> None:
     name = write("class Net: pass", "image_classifier")
     entry = find_handler(name, tmp_path, {"model": {"modelFile": "image_classifier.py"}})
@@ -339,6 +339,25 @@ def test_what_a_handler_raises_while_loading_is_not_wrapped(write: Write, tmp_pa
     name = write("def handle(data, context): raise KeyError('weights')")
     with pytest.raises(KeyError, match="weights"):
         load_service(Load("net", str(tmp_path), name), drop)
+
+
+@pytest.mark.torch
+def test_torch_is_prepared_for_a_handler_that_loads_without_its_base(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ts.torch_handler import device  # noqa: PLC0415  # needs torch
+
+    prepared: list[Any] = []
+    monkeypatch.setattr(device, "prepare_torch", lambda gpu_id: prepared.append(("prepared", gpu_id)))
+    handler = """
+        from ts.torch_handler.base_handler import BaseHandler
+        class Mine(BaseHandler):
+            def initialize(self, context): context.order.append("initialized")
+            def handle(self, data, context): return []
+    """
+    monkeypatch.setattr(Context, "order", prepared, raising=False)
+    load_service(Load("net", str(tmp_path), write(handler), gpu_id=3), drop)
+    assert prepared == [("prepared", 3), "initialized"]
 
 
 def test_without_yaml_metrics_are_lost_but_the_model_serves(
