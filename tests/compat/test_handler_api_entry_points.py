@@ -1,4 +1,4 @@
-"""What may be a handler, and how it is found and called: items 1-3 and 5-10 of the handler contract."""
+"""What may be a handler, and how it is found and called: items 1-3, 5-10 and 52 of the handler contract."""
 
 from __future__ import annotations
 
@@ -92,6 +92,30 @@ class Mine:
     def handle(self, data, context): return ["class" for _ in data]
 """
 
+COROUTINE_METHOD = """
+import asyncio
+
+class Waits:
+    def initialize(self, context):
+        self.word = asyncio.get_event_loop().run_until_complete(self.fetch())
+
+    async def fetch(self):
+        await asyncio.sleep(0)
+        return "fetched"
+
+    async def handle(self, data, context):
+        return [await self.fetch() + " as " + self.word for _ in data]
+"""
+
+COROUTINE_FUNCTION = """
+loaded = []
+
+async def handle(data, context):
+    if data is None:
+        loaded.append("loaded")
+    return data and loaded
+"""
+
 WORD = 'def handle(data, context):\n    return data and ["a file of the archive" for _ in data]\n'
 
 MODELS = {
@@ -105,6 +129,10 @@ MODELS = {
     "missing": Model(ONE_CLASS, manifest={"handler": "handler.py:missing"}),
     "builtin_name": Model(files={"base_handler.py": WORD}, manifest={"handler": "base_handler"}),
     "python3": Model(PYTHON, runtime="python3"),
+    "async_method": Model(COROUTINE_METHOD, "asyncCommunication: true\n"),
+    "async_function": Model(COROUTINE_FUNCTION, "asyncCommunication: true\n"),
+    "async_in_turn": Model(COROUTINE_METHOD),
+    "sync_function": Model(WORD, "asyncCommunication: true\n"),
 }
 
 
@@ -181,3 +209,18 @@ async def test_10_a_file_wins_over_the_builtin_handler_of_its_name(scene: Scene)
 
 async def test_the_runtime_python3_is_the_interpreter_of_the_server(scene: Scene) -> None:
     assert (await scene.run("import sys; answer = [sys.executable]", "python3")).body.decode() == sys.executable
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        ("async_method", "fetched as fetched"),
+        ("async_function", "loaded"),
+        ("async_in_turn", "fetched as fetched"),  # without asyncCommunication coroutines run one after the other
+        ("sync_function", "a file of the archive"),  # with it an ordinary function will do
+    ],
+)
+async def test_52_a_handler_may_be_a_coroutine_and_initialize_may_use_its_loop(
+    scene: Scene, model: str, expected: str
+) -> None:
+    assert await word(scene, model) == expected
