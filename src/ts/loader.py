@@ -237,7 +237,7 @@ def _import_handler(spec: str, file: str, model_dir: Path, manifest: Mapping[str
         if builtin:
             return _import_builtin(name, builtin)
         raise ModuleNotFoundError(
-            f"No handler {spec!r}: there is no {name}.py in the archive ({model_dir}), and the built-in handlers are "
+            f"No handler {spec!r}: there is no {name}.py in the archive, and the built-in handlers are "
             f"{', '.join(BUILTINS)}.",
             name=name,
         ) from None

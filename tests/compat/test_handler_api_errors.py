@@ -154,6 +154,16 @@ async def test_44_a_failing_load_is_explained_to_who_registers_and_in_the_log(
     assert (await scene.manage("GET", f"/models/fails_{name}")).status == 404
 
 
+@pytest.mark.parametrize("handler", ["handler.py", "absent.py"])
+async def test_44_the_explanation_names_no_directory_of_the_server(scene: Scene, handler: str) -> None:
+    model = Model(NESTED.format(error="FileNotFoundError(__import__('os').path.abspath(path))"))
+    name = f"names_{handler.removesuffix('.py')}"
+    answer = await scene.register(name, model, f"&handler={handler}")
+    expected = "FileNotFoundError: ./weights.bin" if handler == "handler.py" else "there is no absent.py in the archive"
+    assert expected in answer.json["hint"]
+    assert str(scene.store) not in answer.body.decode()
+
+
 async def test_44_the_whole_traceback_is_in_the_log_of_every_attempt(scene: Scene) -> None:
     model = Model(NESTED.format(error="ValueError('no such layer')"))
     since = len(scene.log.lines)
