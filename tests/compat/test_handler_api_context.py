@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -65,7 +66,9 @@ MODELS = {
 async def scene(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Scene]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OF_THE_SERVER", "inherited")
-        async with serving(tmp_path_factory.mktemp("context"), MODELS) as scene:
+        patch.setenv("A_SECRET_OF_THE_SERVER", "kept")
+        blocked = re.compile(".*SECRET.*")
+        async with serving(tmp_path_factory.mktemp("context"), MODELS, blacklist_env_vars=blocked) as scene:
             yield scene
 
 
@@ -94,9 +97,15 @@ async def test_11_modules_of_the_worker_are_no_modules_of_the_handler(scene: Sce
 
 
 async def test_the_environment_is_that_of_the_server_and_what_handlers_look_for(scene: Scene) -> None:
-    names = ["OF_THE_SERVER", "TS_DECODE_INPUT_REQUEST", "TS_IPEX_ENABLE", "TS_IPEX_GPU_ENABLE"]
+    names = [
+        "OF_THE_SERVER",
+        "A_SECRET_OF_THE_SERVER",
+        "TS_DECODE_INPUT_REQUEST",
+        "TS_IPEX_ENABLE",
+        "TS_IPEX_GPU_ENABLE",
+    ]
     answer = await scene.run(f"import os; answer = [[os.environ.get(name) for name in {names}]]")
-    assert answer.json == ["inherited", "true", "false", "false"]
+    assert answer.json == ["inherited", None, "true", "false", "false"]
 
 
 async def test_a_program_that_a_handler_starts_finds_the_modules_of_the_model(scene: Scene) -> None:
