@@ -1,14 +1,18 @@
-"""``BaseHandler`` behind a real server: items 4, 43, 46, 48 and 51 of the handler contract."""
+"""``BaseHandler`` behind a real server: items 4, 43, 46, 48, 50 and 51 of the handler contract."""
 
 from __future__ import annotations
 
 import asyncio
 import io
+import os
+import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 
 import pytest
 import pytest_asyncio
 from handler_api import Model, Scene, serving
+from test_serving import names_in
 
 from mariner.auth import Listener
 
@@ -117,6 +121,23 @@ async def test_43_the_description_of_the_handler_is_shown(scene: Scene) -> None:
 
 async def test_46_an_onnx_model_is_served_by_its_runtime(scene: Scene) -> None:
     assert (await scene.ask("POST", "/predictions/onnx", "21", Content_Type="text/plain")).json == 42.0
+
+
+async def test_50_the_profiler_leaves_a_trace_of_each_batch_under_the_name_of_the_model(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENABLE_TORCH_PROFILER", "1")
+    name = f"profiled_{os.getpid()}"
+    traces = Path("/tmp/pytorch_profiler", name)
+    model = Model(MUTE, files={"scale.py": SCALE}, manifest={"modelFile": "scale.py"})
+    try:
+        assert (await scene.register(name, model)).status == 200
+        for batches in (1, 2):
+            assert (await scene.ask("POST", f"/predictions/{name}", "2", Content_Type="text/plain")).json == 2.0
+            assert [file.endswith(".pt.trace.json") for file in names_in(traces)] == [True] * batches
+    finally:
+        await scene.manage("DELETE", f"/models/{name}")
+        shutil.rmtree(traces, ignore_errors=True)
 
 
 @pytest.mark.parametrize(("form", "target"), [("data=2", 0), ("data=2&target=3", 3), ("data=2&target=cat", "cat")])
