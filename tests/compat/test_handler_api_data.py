@@ -1,4 +1,8 @@
-"""What a handler gets for what a client sends: items 21-26, 28, 42 and 43 of the handler contract."""
+"""What a handler gets for what a client sends: items 21-26, 28, 42 and 43 of the handler contract.
+
+The half of item 26 about routes that always hand query parameters on (``/invocations``, ``/models/{name}/invoke``) is
+not here: those routes do not exist yet.
+"""
 
 from __future__ import annotations
 
