@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ def load_label_mapping(mapping_file_path: str | Path) -> dict[str, str] | None:
 def map_class_to_label(
     probs: list[Sequence[Any]],
     mapping: Mapping[str, str] | None = None,
-    lbl_classes: Sequence[Sequence[int]] | None = None,
+    lbl_classes: Iterable[Iterable[int]] | None = None,
 ) -> list[dict[str, Any]]:
     """Probabilities by label.
 
@@ -71,8 +71,9 @@ def map_class_to_label(
     if mapping is not None and not isinstance(mapping, dict):
         raise TypeError(f"The mapping of classes to labels must be a dict, not {type(mapping).__name__}.")
     labelled = []
-    for row, row_probs in enumerate(probs):
-        numbers = map(str, range(len(row_probs)) if lbl_classes is None else lbl_classes[row])
+    classes = (range(len(row_probs)) for row_probs in probs) if lbl_classes is None else lbl_classes
+    for row_classes, row_probs in zip(classes, probs, strict=False):
+        numbers = map(str, row_classes)
         names = numbers if mapping is None else (mapping[number] for number in numbers)
         labelled.append(dict(zip(names, row_probs, strict=False)))
     return labelled

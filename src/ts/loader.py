@@ -109,6 +109,9 @@ def load_service(
     )
     if load.async_communication:
         service.open_loop()  # before anything of the model can ask for one
+    device = sys.modules.get("ts.torch_handler.device")
+    if device is not None:  # the handler uses BaseHandler, and may load its model without it
+        device.prepare_torch(load.gpu_id)
     service.load(initialize)
     return service
 
@@ -240,7 +243,7 @@ def _import_handler(spec: str, file: str, model_dir: Path, manifest: Mapping[str
         if builtin:
             return _import_builtin(name, builtin)
         raise ModuleNotFoundError(
-            f"No handler {spec!r}: there is no {name}.py in the archive ({model_dir}), and the built-in handlers are "
+            f"No handler {spec!r}: there is no {name}.py in the archive, and the built-in handlers are "
             f"{', '.join(BUILTINS)}.",
             name=name,
         ) from None

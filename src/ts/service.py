@@ -43,9 +43,9 @@ UNSUPPORTED_OUTPUT = "Unsupported model output data type."
 Job = tuple[int, Request]
 
 
-def emit_metrics(metrics: Iterable[Any]) -> None:
+def emit_metrics(metrics: Iterable[Any] | None) -> None:
     """Writes metrics to the log, one line each. What handlers of 2022 did; ``context.metrics`` does it by itself."""
-    for metric in metrics:
+    for metric in metrics or ():
         logger.info("[METRICS]%s", metric)
 
 

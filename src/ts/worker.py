@@ -270,6 +270,8 @@ class Worker:
             sys.stderr.write(f"{text}Backend worker process died.\n")
             exhausted = out_of_memory(error) if isinstance(error, (MemoryError, RuntimeError)) else False
             message = "System out of memory" if exhausted else _one_line(error)
+            for directory in (os.path.realpath(load.model_dir), load.model_dir):
+                message = message.replace(directory, ".")  # clients see it, and learn no paths of this machine
             outbox.send_json(FrameKind.LOADED, Loaded(False, message, exhausted, text))
             return False
         # What exists now stays: collections need not look at it again.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mariner.errors import InvalidArchive
+from mariner.errors import InvalidArchive, WorkerStartFailed
 from mariner.jobs import Part, Request
 from mariner.serve import Server
 from mariner.testing import running_server
@@ -87,13 +87,22 @@ async def test_two_models_have_different_versions_of_one_package_at_once(store: 
     assert not list((store / "new").glob("tincture*"))  # the user's own directory is left as it was
 
 
-async def test_a_model_with_a_virtual_environment_runs_in_it(store: Path, tmp_path: Path) -> None:
+async def test_models_with_virtual_environments_run_in_their_own(store: Path, tmp_path: Path) -> None:
     put_model(store, "own", wanted(tmp_path, "tincture==1.0"), "useVenv: true\n")
+    put_model(store, "other", wanted(tmp_path, "tincture==2.0"), "useVenv: true\n")
     async with running_server(model_store=store, temp_dir=tmp_path, install_py_dep_per_model=True) as server:
-        await server.models.register("own.mar")
-        version, prefix = (await answer(server, "own")).split()
-        place = str(server.models.registry.get("own", None).archive.model_dir / "venv")
-    assert (version, prefix) == ("1.0", place)
+        for name, version in (("own", "1.0"), ("other", "2.0")):
+            await server.models.register(f"{name}.mar")
+            place = server.models.registry.get(name, None).archive.model_dir / "venv"
+            assert await answer(server, name) == f"{version} {place}"
+
+
+async def test_without_the_setting_nothing_is_installed(store: Path, tmp_path: Path) -> None:
+    put_model(store, "plain", wanted(tmp_path, "tincture==1.0"))
+    async with running_server(model_store=store, temp_dir=tmp_path) as server:
+        with pytest.raises(WorkerStartFailed) as raised:
+            await server.models.register("plain.mar")
+        assert raised.value.hint == "ModuleNotFoundError: No module named 'tincture'"
 
 
 async def test_a_model_whose_packages_cannot_be_installed_is_not_registered(store: Path, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ class Answer(NamedTuple):
     status: int
     headers: dict[str, str]
     body: bytes
+    phrase: str = ""
 
     @property
     def json(self) -> Any:
@@ -38,6 +39,7 @@ class Client:
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
+        self.phrase = ""  # of the latest answer
 
     @classmethod
     async def connect(cls, server: Server, kind: Listener = Listener.INFERENCE) -> Client:
@@ -55,15 +57,18 @@ class Client:
         await self.writer.drain()
 
     async def head(self) -> tuple[int, dict[str, str]]:
-        status, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")[:-2]
+        first, *lines = (await self.reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
         headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-        return int(status.split()[1]), headers
+        _, status, self.phrase = first.split(" ", 2)
+        return int(status), headers
 
     async def answer(self) -> Answer:
         status, headers = await self.head()
         if "content-length" in headers:
-            return Answer(status, headers, await self.reader.readexactly(int(headers["content-length"])))
-        return Answer(status, headers, b"".join([chunk async for chunk in self.chunks()]))
+            body = await self.reader.readexactly(int(headers["content-length"]))
+        else:
+            body = b"".join([chunk async for chunk in self.chunks()])
+        return Answer(status, headers, body, self.phrase)
 
     async def chunks(self) -> AsyncIterator[bytes]:
         while size := int(await self.reader.readline(), 16):

@@ -19,7 +19,7 @@ from ts.handler_utils.timer import timed
 from ts.labels import load_label_mapping
 from ts.torch_handler import weights
 from ts.torch_handler.compilation import IPEX_AVAILABLE, compile_model, compile_options, ipex, optimize_for_intel
-from ts.torch_handler.device import XLA_AVAILABLE, choose_device, prefer_fast_matmul
+from ts.torch_handler.device import XLA_AVAILABLE, choose_device, prepare_torch
 from ts.torch_handler.weights import ONNX_AVAILABLE, Format, setup_ort_session
 
 __all__ = [
@@ -94,8 +94,8 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
         """
         properties = context.system_properties
         self.model_yaml_config = getattr(context, "model_yaml_config", None) or {}
+        prepare_torch(properties.get("gpu_id"))
         self.map_location, self.device = choose_device(properties.get("gpu_id"))
-        prefer_fast_matmul(self.device)
         self.manifest = context.manifest
         model_dir = properties["model_dir"]
         packed = (self.manifest or {}).get("model", {})
@@ -123,9 +123,12 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
             )
         recognised = weights.recognise(self.model_pt_path)
         if recognised is Format.TORCHSCRIPT:
-            return self._load_torchscript_model(self.model_pt_path)
+            model = self._load_torchscript_model(self.model_pt_path)
+            model.eval()  # a subclass that replaces the loader leaves this to us
+            return model
         if recognised is Format.ONNX:
-            return setup_ort_session(self.model_pt_path, self.map_location, self.device)
+            self._make_device_current()
+            return setup_ort_session(self.model_pt_path, self.map_location)
         if recognised is Format.EXPORTED:
             return weights.load_exported(self.model_pt_path, self.device, allow_pickle=self._allow_pickle())
         if recognised is Format.COMPILED:
@@ -165,9 +168,12 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
         Raises:
             RuntimeError: it cannot be loaded on this machine.
         """
+        self._make_device_current()
+        return weights.load_compiled(model_so_path, self.device)
+
+    def _make_device_current(self) -> None:
         if self.map_location == "cuda":
             torch.cuda.set_device(self.device)
-        return weights.load_compiled(model_so_path, self.device)
 
     def _use_torch_export_aot_compile(self) -> bool:
         """The model configuration says ``pt2: {export: {aot_compile: true}}``."""

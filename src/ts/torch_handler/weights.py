@@ -103,7 +103,7 @@ def recognise(path: str | Path) -> Format | None:
 
 
 def load_torchscript(path: str | Path, device: Any) -> Any:
-    """A TorchScript module on its device, in evaluation mode.
+    """A TorchScript module on its device.
 
     Args:
         path: the file.
@@ -125,7 +125,6 @@ def load_torchscript(path: str | Path, device: Any) -> Any:
             f"No model weights could be loaded: {Path(path).name} is not TorchScript. If it is a state_dict, package "
             "the model's class with it (--model-file)."
         ) from error
-    model.eval()
     return model
 
 
@@ -318,7 +317,7 @@ def setup_ort_session(model_pt_path: str | Path, map_location: str | None, devic
     Args:
         model_pt_path: the file.
         map_location: ``cuda`` to compute on a GPU, anything else for the CPU.
-        device: the GPU; None for the first.
+        device: the GPU; None for the current one.
 
     Raises:
         RuntimeError: ``onnxruntime`` is not installed.
@@ -332,7 +331,7 @@ def setup_ort_session(model_pt_path: str | Path, map_location: str | None, devic
         ) from error
     providers: list[Any] = ["CPUExecutionProvider"]
     if map_location == "cuda":
-        index = getattr(device, "index", None) or 0
+        index = torch.cuda.current_device() if device is None else torch.device(device).index or 0
         providers.insert(0, ("CUDAExecutionProvider", {"device_id": index}))
     options = runtime.SessionOptions()
     options.intra_op_num_threads = os.cpu_count() or 1

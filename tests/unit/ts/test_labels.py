@@ -48,6 +48,13 @@ def test_classes_are_counted_if_they_are_not_given() -> None:
     assert map_class_to_label([[0.7, 0.3], [1.0]], {"0": "cat", "1": "dog"}) == [{"cat": 0.7, "dog": 0.3}, {"cat": 1.0}]
 
 
+def test_classes_may_be_any_iterables() -> None:
+    assert map_class_to_label([[0.7], [1.0]], {"1": "dog"}, (iter([1]) for _ in range(2))) == [
+        {"dog": 0.7},
+        {"dog": 1.0},
+    ]
+
+
 def test_without_a_mapping_numbers_are_labels() -> None:
     assert map_class_to_label([[0.7, 0.3]], None, [[5, 2]]) == [{"5": 0.7, "2": 0.3}]
 

@@ -206,7 +206,6 @@ def test_a_file_wins_over_the_builtin_handler_of_its_name(write: Write, tmp_path
 
 
 @pytest.mark.torch
-@pytest.mark.torch
 def test_a_directory_does_not_hide_the_builtin_handler_of_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -218,6 +217,7 @@ def test_a_directory_does_not_hide_the_builtin_handler_of_its_name(
         sys.modules.pop("densenet_handler", None)
 
 
+@pytest.mark.torch
 def test_a_model_file_does_not_hide_the_builtin_handler_of_its_name(write: Write, tmp_path: Path) -> None:
     name = write("class Net: pass", "image_classifier")
     entry = find_handler(name, tmp_path, {"model": {"modelFile": "image_classifier.py"}})
@@ -358,6 +358,25 @@ def test_a_worker_emits_the_time_of_its_batches_if_every_metric_is_wanted(write:
     load = Load("net", str(tmp_path), write(HANDLER), every_metric=True)
     load_service(load, drop, sink=samples.append).predict(Batch(1, [(5, Request("r", b"", []))]))
     assert [(sample.name, sample.request_ids) for sample in samples[1:]] == [("PredictionTime", "r")]
+
+
+@pytest.mark.torch
+def test_torch_is_prepared_for_a_handler_that_loads_without_its_base(
+    write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ts.torch_handler import device  # noqa: PLC0415  # needs torch
+
+    prepared: list[Any] = []
+    monkeypatch.setattr(device, "prepare_torch", lambda gpu_id: prepared.append(("prepared", gpu_id)))
+    handler = """
+        from ts.torch_handler.base_handler import BaseHandler
+        class Mine(BaseHandler):
+            def initialize(self, context): context.order.append("initialized")
+            def handle(self, data, context): return []
+    """
+    monkeypatch.setattr(Context, "order", prepared, raising=False)
+    load_service(Load("net", str(tmp_path), write(handler), gpu_id=3), drop)
+    assert prepared == [("prepared", 3), "initialized"]
 
 
 def test_without_yaml_metrics_are_lost_but_the_model_serves(

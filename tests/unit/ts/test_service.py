@@ -516,6 +516,7 @@ def test_a_cancelled_coroutine_fails_its_batch() -> None:
 def test_old_metrics_are_written_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
         emit_metrics(["a", 1])
+        emit_metrics(None)
     assert [record.getMessage() for record in caplog.records] == ["[METRICS]a", "[METRICS]1"]
 
 

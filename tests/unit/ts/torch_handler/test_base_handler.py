@@ -85,14 +85,42 @@ def test_a_subclass_may_load_by_itself(make_context: MakeContext) -> None:
     assert handler.handle([1.0], make_context()) == [1.0]
 
 
-def test_a_loader_that_is_replaced_is_used(make_context: MakeContext) -> None:
+def test_a_loader_that_is_replaced_is_used_and_its_model_does_not_train(make_context: MakeContext) -> None:
     class Own(BaseHandler):
         def _load_torchscript_model(self, model_pt_path: str) -> Any:
-            return model_pt_path
+            model = torch.nn.Dropout()
+            model.path = model_pt_path
+            return model
 
     handler = Own()
     handler.initialize(make_context("double.pt"))
-    assert handler.model == handler.model_pt_path
+    assert handler.model.path == handler.model_pt_path
+    assert not handler.model.training
+
+
+def test_a_session_maker_that_is_replaced_gets_path_and_location(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(base_handler, "setup_ort_session", lambda *arguments: arguments)
+    handler = BaseHandler()
+    handler.initialize(make_context("model.onnx"))
+    assert handler.model == (handler.model_pt_path, "cpu")
+
+
+def test_the_gpu_of_the_worker_is_the_current_one_for_a_session(
+    make_context: MakeContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    monkeypatch.setattr(base_handler, "setup_ort_session", lambda *arguments: [*current, arguments[1]])
+    context = make_context("model.onnx")
+    context.system_properties["gpu_id"] = 1
+    handler = BaseHandler()
+    handler.initialize(context)
+    assert handler.model == [torch.device("cuda:1"), "cuda"]
 
 
 @pytest.mark.parametrize("step", ["preprocess", "inference", "postprocess"])

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +73,25 @@ def test_a_model_is_compiled_and_served(make_context: Callable[..., Context], ca
     assert type(handler.model).__name__ == "OptimizedModule"
     assert "Compiled model with backend eager, dynamic False" in caplog.text
     assert handler.handle([1.0], make_context()) == [1.0]
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of the compiler's own imports
+@pytest.mark.parametrize(
+    "pt2",
+    [
+        {"compile": {"enable": True, "backend": "inductor", "mode": "reduce-overhead"}},
+        {"backend": "inductor", "mode": "reduce-overhead"},
+    ],
+)
+def test_the_log_names_backend_and_mode_and_the_configuration_stays(
+    make_context: Callable[..., Context], caplog: pytest.LogCaptureFixture, pt2: dict[str, Any]
+) -> None:
+    context = make_context(None, "model.py", config={"pt2": copy.deepcopy(pt2)})
+    with caplog.at_level("INFO"):
+        BaseHandler().initialize(context)
+    assert "Compiled model with backend inductor, mode reduce-overhead" in caplog.messages
+    assert context.model_yaml_config == {"pt2": pt2}
 
 
 @pytest.mark.slow

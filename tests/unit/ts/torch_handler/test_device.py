@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 import torch
 
-from ts.torch_handler.device import choose_device, prefer_fast_matmul
+from ts.torch_handler.device import choose_device, prefer_fast_matmul, prepare_torch
 
 pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def fresh_process() -> Iterator[None]:
+    prepare_torch.cache_clear()
+    yield
+    prepare_torch.cache_clear()
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +61,40 @@ def test_recent_gpus_multiply_faster(
     prefer_fast_matmul(torch.device("cuda:0"))
     prefer_fast_matmul(torch.device("cpu"))
     assert chosen == expected
+
+
+@pytest.mark.parametrize(("gpu_id", "asked"), [(1, ["cuda:1"]), ("1", ["cuda:1"]), (5, ["cuda:0"]), (None, [])])
+def test_torch_is_prepared_once_for_a_gpu_that_the_process_sees(
+    monkeypatch: pytest.MonkeyPatch, gpu_id: int | str | None, asked: list[str]
+) -> None:
+    devices: list[str] = []
+
+    def capability(device: torch.device) -> tuple[int, int]:
+        devices.append(str(device))
+        return 7, 5
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", capability)
+    for _ in range(2):
+        prepare_torch(gpu_id)
+    assert devices == asked
+
+
+def test_companions_of_torch_are_imported_if_they_are_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "torch_tensorrt.py").write_text("import torch\ntorch.of_tensorrt = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(torch, "of_tensorrt", False, raising=False)
+    monkeypatch.delitem(sys.modules, "torch_tensorrt", raising=False)
+    prepare_torch(None)
+    assert torch.of_tensorrt
+    del sys.modules["torch_tensorrt"]
+
+
+def test_a_companion_that_cannot_be_imported_is_logged_and_not_missed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "torch_tensorrt.py").write_text("raise OSError('libnvinfer.so is missing')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    prepare_torch(None)
+    assert "torch_tensorrt is installed, but cannot be used: libnvinfer.so is missing" in caplog.text

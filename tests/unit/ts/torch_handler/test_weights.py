@@ -161,18 +161,19 @@ def test_formats_are_told_by_name_and_content(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("map_location", "providers"),
+    ("map_location", "device", "providers"),
     [
-        ("cpu", ["CPUExecutionProvider"]),
-        ("cuda", [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]),
+        ("cpu", None, ["CPUExecutionProvider"]),
+        ("cuda", None, [("CUDAExecutionProvider", {"device_id": 2}), "CPUExecutionProvider"]),
+        ("cuda", "cuda:1", [("CUDAExecutionProvider", {"device_id": 1}), "CPUExecutionProvider"]),
     ],
 )
 def test_onnx_runs_on_the_device_of_the_worker(
-    monkeypatch: pytest.MonkeyPatch, map_location: str, providers: list[Any]
+    monkeypatch: pytest.MonkeyPatch, map_location: str, device: str | None, providers: list[Any]
 ) -> None:
     runtime: Any = ModuleType("onnxruntime")
     runtime.SessionOptions = SimpleNamespace
     runtime.InferenceSession = lambda path, **options: (path, options["providers"])
     monkeypatch.setitem(sys.modules, "onnxruntime", runtime)
-    session = setup_ort_session("model.onnx", map_location, torch.device("cuda:1"))
-    assert session == ("model.onnx", providers)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 2)
+    assert setup_ort_session("model.onnx", map_location, device) == ("model.onnx", providers)
