@@ -13,7 +13,8 @@ help: ## list the targets
 
 setup: $(SETUP) ## create .venv and install what development needs
 
-# The stamp makes a second run free; a change of the dependencies makes it stale.
+# The stamp makes a second run free; a change of the dependencies makes it stale. geffnet, of the EfficientNet example,
+# asks for torchvision, which it does not use and whose builds do not load beside every build of PyTorch.
 $(SETUP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
 	  echo "Mariner needs Python 3.11 or newer, but $(PYTHON) is: $$($(PYTHON) --version 2>&1)."; \
@@ -23,6 +24,7 @@ $(SETUP): pyproject.toml constraints.txt
 	  rm -rf .venv; exit 1; }
 	@echo "Installing into .venv; a first run downloads PyTorch and takes minutes."
 	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt --no-deps geffnet
 	@touch $@
 
 demo: $(SETUP) ## train a digit classifier, package it, serve it, query it, stop (PORT=8080)

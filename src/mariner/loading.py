@@ -133,7 +133,7 @@ class ModelLoader:
             settings=settings,
             config=self._config,
             python=interpreter(archive),
-            environment=worker_environment(os.environ, self._config, threads_per_worker(workers)),
+            environment=self._environment(archive, workers),
             next_id=self._next_worker,
             device=lambda _: self._device_for(f"{name}/{manifest.model_version}", archive),
             spare_processors=cpu_quota() > workers,
@@ -176,6 +176,16 @@ class ModelLoader:
             environment=worker_environment(os.environ, self._config, threads_per_worker(1)),
             cancelled=cancelled,
         )
+
+    def _environment(self, archive: Archive, workers: int) -> dict[str, str]:
+        """What the workers of a version find in their environment; those for the CPU see no GPU.
+
+        Much copied handlers ask ``torch.cuda.is_available()`` and not whether their worker was given a GPU.
+        """
+        environment = worker_environment(os.environ, self._config, threads_per_worker(workers))
+        if archive.config.device_type == "cpu" and self._accelerators.visible_variable:
+            environment[self._accelerators.visible_variable] = ""
+        return environment
 
     def _device_for(self, version: str, archive: Archive) -> int | None:
         """The GPU of the next worker, None for the CPU."""

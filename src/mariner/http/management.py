@@ -70,6 +70,8 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
     delay = _unless(_integer(parameters, "max_batch_delay", -100), -100, "max_batch_delay", least=0)
     synchronous = _boolean(parameters, "synchronous", default=True)
     workers = _optional_integer(parameters, "initial_workers")
+    if workers is None:
+        workers = _optional_integer(parameters, "initial-workers")  # how the page on custom services spells it
     registered = await server.register(
         parameters["url"],
         RegisterOptions(
