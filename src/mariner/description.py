@@ -23,6 +23,7 @@ def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> d
         clock: the clock that the workers were started by.
     """
     settings, yaml, pool = version.settings, version.settings.config, version.pool
+    stateful = bool(yaml.sequence_batching)
     waiting = len(pool.queue) + pool.queue.ahead
     return {
         "modelName": version.name,
@@ -44,11 +45,11 @@ def describe_version(version: ModelVersion, *, has_gpu: bool, clock: Clock) -> d
         "continuousBatching": bool(yaml.continuous_batching),
         "useJobTicket": bool(yaml.use_job_ticket),
         "useVenv": bool(yaml.use_venv),
-        "stateful": bool(yaml.sequence_batching),
+        "stateful": stateful,
         "sequenceMaxIdleMSec": yaml.sequence_max_idle_msec or 0,
         "sequenceTimeoutMSec": yaml.sequence_timeout_msec or 0,
-        "maxNumSequence": yaml.max_num_sequence or 1,
-        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size or 1,
+        "maxNumSequence": yaml.max_num_sequence or int(stateful),
+        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size or int(stateful),
         "loadedAtStartup": version.loaded_at_startup,
         "workers": [_describe_worker(worker, clock) for worker in pool.workers],
         "jobQueueStatus": {

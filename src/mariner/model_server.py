@@ -181,12 +181,16 @@ class ModelServer:
     async def load_initial_models(self, specs: Sequence[str]) -> None:
         """Registers the models the server starts with, side by side; one that fails does not stop the others.
 
+        Of several versions of a model the first one named is the default, whichever was read first.
+
         Args:
             specs: ``all``, or any number of ``url`` and ``name=url``.
         """
         if [spec.lower() for spec in specs] == ["all"]:
             specs = self._store_entries()
-        await asyncio.gather(*(self._load_initial_model(spec) for spec in specs))
+        loaded = await asyncio.gather(*(self._load_initial_model(spec) for spec in specs))
+        for name, version in reversed([(found.name, found.version) for found in loaded if found is not None]):
+            self.registry.set_default(name, version)
 
     def _store_entries(self) -> list[str]:
         if self.config.model_store is None:
@@ -194,15 +198,16 @@ class ModelServer:
             return []
         return list_archives(self.config.model_store)
 
-    async def _load_initial_model(self, spec: str) -> None:
+    async def _load_initial_model(self, spec: str) -> ModelVersion | None:
         name, _, url = spec.rpartition("=") if "://" not in spec.partition("=")[0] else ("", "", spec)
         log.info("Loading initial models: %s", url)
         try:
-            await self._add(url, RegisterOptions(model_name=name or None), at_startup=True)
+            return await self._add(url, RegisterOptions(model_name=name or None), at_startup=True)
         except MarinerError as error:
             log.warning("Failed to load model: %s: %s %s", spec, error.message, error.hint)
         except Exception:
             log.exception("Failed to load model: %s", spec)
+        return None
 
     async def wait_until_ready(self) -> None:
         """Waits until every worker of every model has loaded or failed once."""
