@@ -256,7 +256,7 @@ async def test_of_two_versions_at_start_up_the_first_named_is_the_default_though
     with zipfile.ZipFile(scene.store / "older.mar", "w") as archive:  # takes longer to read than a directory
         for path in (scene.store / "older").rglob("*.*"):
             archive.write(path, path.relative_to(scene.store / "older"))
-        for number in range(500):
+        for number in range(200):
             archive.writestr(f"extra/{number}", "")
     await scene.server.load_initial_models(["older.mar", "newer"])
     assert scene.server.registry.get("digits").version == "1.0"
