@@ -19,7 +19,7 @@ from oracle.exchange import Exchange, Scenario
 from oracle.models import pack
 from oracle.runner import play
 from oracle.scenarios import SCENARIOS
-from oracle.servers import started
+from oracle.servers import StartFailed, started
 from oracle.verdict import expected, problem
 
 ROOT = Path(__file__).parents[2]
@@ -48,13 +48,20 @@ def answers_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Scenario],
     archives = tmp_path_factory.mktemp("archives")
     pack(archives)
     played: dict[str, Answers] = {}
+    failed: dict[str, str] = {}
 
     def answers(scenario: Scenario) -> Answers:
-        if scenario.name not in played:
-            played[scenario.name] = {}
-            with started(TORCHSERVE, scenario, archives, tmp_path_factory.mktemp(scenario.name)) as target:
-                played[scenario.name] = {exchange.name: some for exchange, some in play(scenario, target)}
-        return played[scenario.name]
+        name = scenario.name
+        if name in failed:
+            pytest.fail(failed[name], pytrace=False)
+        if name not in played:
+            try:
+                with started(TORCHSERVE, scenario, archives, tmp_path_factory.mktemp(name)) as target:
+                    played[name] = {exchange.name: some for exchange, some in play(scenario, target)}
+            except StartFailed as error:
+                failed[name] = f"See the first failure of {name}."
+                pytest.fail(str(error), pytrace=False)
+        return played[name]
 
     return answers
 

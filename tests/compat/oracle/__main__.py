@@ -57,10 +57,10 @@ def main() -> int:
 def _record(scenarios: Sequence[Scenario], console: Console) -> int:
     from environments import environment_bin, installed_version, make_environment  # noqa: PLC0415 - benchmarks/
 
-    home = os.environ.get("JAVA_HOME")
-    if shutil.which(f"{home}/bin/java" if home else "java") is None:
+    java = f"{home}/bin/java" if (home := os.environ.get("JAVA_HOME")) else "java"
+    if shutil.which(java) is None:
         console.print(
-            "TorchServe needs Java 17, and there is none on the PATH. On Debian and Ubuntu: apt install "
+            f"TorchServe needs Java 17, and there is no {java}. On Debian and Ubuntu: apt install "
             "openjdk-17-jre-headless. The tests need neither: they replay the answers in tests/compat/oracle/golden."
         )
         return 1
@@ -133,12 +133,15 @@ def _options() -> argparse.Namespace:
     commands = parser.add_subparsers(dest="command", required=True)
     names = [scenario.name for scenario in SCENARIOS]
     for command in ("record", "replay"):
-        commands.add_parser(command).add_argument("scenarios", nargs="*", metavar="SCENARIO", choices=[*names, []])
+        commands.add_parser(command).add_argument("scenarios", nargs="*", metavar="SCENARIO")
     ask = commands.add_parser("ask")
-    ask.add_argument("scenarios", nargs=1, metavar="SCENARIO", choices=names)
+    ask.add_argument("scenarios", nargs=1, metavar="SCENARIO")
     ask.add_argument("urls", nargs=3, metavar="URL")
     commands.add_parser("page")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if unknown := [name for name in getattr(options, "scenarios", ()) if name not in names]:
+        parser.error(f"there is no scenario {', '.join(unknown)}; there are {', '.join(names)}")
+    return options
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parent / "golden"
 Answers = Mapping[str, Sequence[Answer]]
 """By the name of the exchange."""
 
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML has it
 _HEADER = "# What TorchServe {version} answered. Written by `make oracle`; not for editing.\n"
 
 
@@ -45,7 +46,7 @@ def read(scenario: str) -> dict[str, list[Answer]]:
     file = FOLDER / f"{scenario}.yaml"
     if not file.exists():
         return {}
-    content: dict[str, Any] = yaml.safe_load(file.read_text())
+    content: dict[str, Any] = yaml.load(file.read_text(), _LOADER)
     return {name: [Answer.load(row) for row in entry["answers"]] for name, entry in content.items()}
 
 

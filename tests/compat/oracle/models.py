@@ -59,7 +59,8 @@ ARCHIVES = {
 
 def pack(folder: Path) -> None:
     """Writes all archives into an empty folder."""
-    (folder / "remote").mkdir()
+    for name in ("remote", "new"):
+        (folder / name).mkdir()
     for name, packed in ARCHIVES.items():
         config = folder / "model-config.yaml"
         config.write_text(packed.config)
