@@ -6,7 +6,7 @@ BIN := .venv/bin
 SETUP := .venv/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test fmt lint check bench docs
+.PHONY: help setup demo serve test fmt lint check bench oracle docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,9 +53,17 @@ check: lint test ## everything a change has to pass
 bench: $(SETUP) ## measure against other servers on this machine (takes long)
 	$(BIN)/python benchmarks/bench.py
 
+# PYTHONPATH: the suite, and the benchmark's way of installing TorchServe and starting servers
+ORACLE := PYTHONPATH=tests/compat:benchmarks $(BIN)/python -m oracle
+
+oracle: $(SETUP) ## ask the real TorchServe again what it answers (needs Java 17; SCENARIOS="...")
+	$(ORACLE) record $(SCENARIOS)
+
 docs: $(SETUP) ## regenerate the reference pages that come from the code
 	@mkdir -p build
 	$(BIN)/mariner config docs > build/configuration.md.new
 	mv build/configuration.md.new docs/reference/configuration.md
 	$(BIN)/mariner metrics docs > build/metrics.md.new
 	mv build/metrics.md.new docs/reference/metrics.md
+	$(ORACLE) page > build/compatibility.md.new
+	mv build/compatibility.md.new docs/reference/compatibility.md

@@ -38,6 +38,7 @@ def describe_version(
         gpu_usage: how busy each GPU is, in words.
     """
     settings, yaml, pool = version.settings, version.settings.config, version.pool
+    stateful = bool(yaml.sequence_batching)
     return {
         "modelName": version.name,
         "modelVersion": version.version,
@@ -58,11 +59,11 @@ def describe_version(
         "continuousBatching": bool(yaml.continuous_batching),
         "useJobTicket": bool(yaml.use_job_ticket),
         "useVenv": bool(yaml.use_venv),
-        "stateful": bool(yaml.sequence_batching),
+        "stateful": stateful,
         "sequenceMaxIdleMSec": yaml.sequence_max_idle_msec or 0,
         "sequenceTimeoutMSec": yaml.sequence_timeout_msec or 0,
-        "maxNumSequence": yaml.max_num_sequence or 1,
-        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size or 1,
+        "maxNumSequence": yaml.max_num_sequence or int(stateful),
+        "maxSequenceJobQueueSize": yaml.max_sequence_job_queue_size or int(stateful),
         "loadedAtStartup": version.loaded_at_startup,
         "workers": [_describe_worker(worker, clock, gpu_usage) for worker in pool.workers],
         "jobQueueStatus": {

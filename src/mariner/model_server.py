@@ -204,6 +204,8 @@ class ModelServer:
     async def load_initial_models(self, specs: Sequence[str]) -> None:
         """Registers the models the server starts with; one that fails does not stop the others.
 
+        Of several versions of a model the first one named is the default, whichever was read first.
+
         Args:
             specs: ``all``, or any number of ``url`` and ``name=url``. What is there already, from a snapshot, is left.
         """

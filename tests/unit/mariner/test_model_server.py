@@ -201,6 +201,14 @@ async def test_the_description_has_every_key_of_the_contract_in_order(scene: Sce
     assert description["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
 
 
+@pytest.mark.parametrize(("config", "sequences"), [("", 0), ("sequenceBatching: true\nsequenceMaxIdleMSec: 9\n", 1)])
+async def test_only_a_model_with_sequences_is_described_with_some(scene: Scene, config: str, sequences: int) -> None:
+    scene.add("model", config=config)
+    await scene.server.register("model")
+    (description,) = await scene.server.describe("model", None)
+    assert [description["maxNumSequence"], description["maxSequenceJobQueueSize"]] == [sequences, sequences]
+
+
 async def test_a_registration_cannot_ask_for_a_million_workers(scene: Scene) -> None:
     with pytest.raises(BadRequest, match="asks for 1000000 workers"):
         await scene.server.register("echo", RegisterOptions(initial_workers=10**6))
@@ -256,6 +264,18 @@ async def test_start_up_loads_everything_in_the_store_and_survives_what_is_broke
     await settle()
     assert [name for name, _ in scene.server.list_models()] == ["echo"]
     assert await scene.predict(b"hello") == b"hello"
+
+
+async def test_of_two_versions_at_start_up_the_first_named_is_the_default_though_it_was_read_last(scene: Scene) -> None:
+    scene.add("older", name="digits", version="1.0")
+    scene.add("newer", name="digits", version="2.0")
+    with zipfile.ZipFile(scene.store / "older.mar", "w") as archive:  # takes longer to read than a directory
+        for path in (scene.store / "older").rglob("*.*"):
+            archive.write(path, path.relative_to(scene.store / "older"))
+        for number in range(200):
+            archive.writestr(f"extra/{number}", "")
+    await scene.server.load_initial_models(["older.mar", "newer"])
+    assert scene.server.registry.get("digits").version == "1.0"
 
 
 async def test_a_start_up_model_can_be_given_a_name(scene: Scene) -> None:
