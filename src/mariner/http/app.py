@@ -15,6 +15,7 @@ from mariner.errors import ConfigurationError, InternalError, MarinerError, Meth
 from mariner.http import inference, management, metrics
 from mariner.http.exchange import Exchange, HeaderPairs, encode_headers
 from mariner.http.messages import Response, decode_path, write_error
+from mariner.http.openapi import ApiDescription
 
 if TYPE_CHECKING:
     from mariner.model_server import ModelServer
@@ -104,6 +105,11 @@ class _Resource:
     open_ended: bool  # the last one captures the rest
     operations: dict[str, _Operation]
 
+    @property
+    def route(self) -> Route:
+        """One of its routes."""
+        return next(iter(self.operations.values())).route
+
     def captures(self, segments: list[str]) -> list[str] | None:
         """The captured segments; None if the path is another one."""
         fixed = len(self.pattern)
@@ -159,6 +165,7 @@ class App:
         self._tasks: set[asyncio.Task[None]] = set()
         routes = [route for route in ROUTES if route.listener in listeners]
         self._families = _make_families(routes, server, with_query=pass_query_parameters)
+        self._description = ApiDescription(server, access, listeners, routes)
 
     def handle(self, exchange: Exchange) -> None:
         """Answers now or later; never raises."""
@@ -188,6 +195,8 @@ class App:
         if self._preflight and exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.fields:
             exchange.respond()  # a browser asks without a key; the answer is in the CORS headers
             return
+        if self._description.answer(exchange, segments):
+            return  # before keys are asked for: what there is to call is no secret
         if listener in self._guarded:
             self._access.check(
                 listener=listener,
@@ -206,14 +215,14 @@ class App:
         raise NotFound(_NOT_FOUND)
 
     def _call(self, exchange: Exchange, resource: _Resource, captured: list[str]) -> None:
+        if exchange.method == "OPTIONS" and self._description.answer_for_model(exchange, resource.route, captured):
+            return  # the handler must not see it
         operation = resource.operations.get(exchange.method) or resource.operations.get("*")
         if operation is None:
             allow = ", ".join(sorted(resource.operations))
             write_error(exchange, MethodNotAllowed(_NOT_ALLOWED), (("Allow", allow),))
             return
         route = operation.route
-        if exchange.method == "OPTIONS" and route.handler_input:
-            raise MethodNotAllowed(_NOT_ALLOWED)  # asks about the route, and must not reach the handler
         if route.model_api and not self._access.model_api_allowed(peer=exchange.peer, headers=exchange.headers):
             raise MethodNotAllowed(
                 _NOT_ALLOWED,
