@@ -77,8 +77,9 @@ SCHEMAS: dict[str, Schema] = {
             "reason": text("The cause, for programs, where the type leaves it open."),
             "hint": text("What to do next."),
             "request_id": text("Id of the request, as in the header x-request-id.", format="uuid"),
+            "error": text("The message once more, where clients of KServe look for it."),
         },
-        optional=("reason", "hint"),
+        optional=("reason", "hint", "error"),
     ),
     "ModelList": record(
         {
@@ -139,5 +140,42 @@ SCHEMAS: dict[str, Schema] = {
             "gpuUsage": text("Which accelerator; N/A on the CPU."),
             "state": text("What it is doing.", enum=[state.value for state in State]),
         }
+    ),
+    "ModelNames": record({"models": array(TEXT)}),
+    "ModelReady": record(
+        {
+            "name": TEXT,
+            "ready": flag("It answers."),
+            "state": text("What it is doing.", enum=["unloaded", "loading", "ready", "draining", "broken"]),
+            "error": text("Why it does not answer."),
+        },
+        optional=("state", "error"),
+    ),
+    "Live": record({"live": flag("The server runs.")}),
+    "Ready": record({"ready": flag("Every model loaded at start is ready.")}),
+    "ServerMetadata": record({"name": TEXT, "version": TEXT, "extensions": array(TEXT)}),
+    "ModelMetadata": record(
+        {
+            "name": TEXT,
+            "versions": array(TEXT),
+            "platform": TEXT,
+            "inputs": array(reference("TensorMetadata")),
+            "outputs": array(reference("TensorMetadata")),
+        }
+    ),
+    "TensorMetadata": record({"name": TEXT, "datatype": TEXT, "shape": array({"type": "integer"})}),
+    "Instances": record({"instances": array(ANYTHING, description="One sample each.")}),
+    "InferenceRequest": record(
+        {"id": text("Comes back in the answer."), "inputs": array(reference("Tensor"))}, optional=("id",)
+    ),
+    "Tensor": record(
+        {
+            "name": TEXT,
+            "shape": array(integer("Length of one dimension.")),
+            "datatype": text("BOOL, INT64, FP32, BYTES and so on."),
+            "data": array(ANYTHING, description="Elements, flat or nested as the shape says."),
+            "parameters": {"type": "object"},
+        },
+        optional=("data", "parameters"),
     ),
 }
