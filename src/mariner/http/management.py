@@ -55,7 +55,7 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
     registered = await server.register(
         parameters["url"],
         RegisterOptions(
-            model_name=parameters.get("model_name") or None,
+            model_name=_model_name(parameters),
             handler=parameters.get("handler") or None,
             runtime=runtime,
             batch_size=_unless(_integer(parameters, "batch_size", -1), -1, "batch_size", least=1),
@@ -115,6 +115,14 @@ async def unregister(server: ModelServer, _exchange: Exchange, model: str, versi
     """Stops the workers of a version and forgets it."""
     await server.unregister(model, version)
     return status_response(f'Model "{model}" unregistered')
+
+
+def _model_name(parameters: dict[str, str]) -> str | None:
+    name = parameters.get("model_name") or None
+    if name is not None and ("/" in name or name in {".", ".."} or not name.isprintable()):
+        # No path could name the model afterwards, not even to unregister it.
+        raise BadRequest(f"{name!r} cannot be a model_name.", hint="Use printable characters, and no slash.")
+    return name
 
 
 def _optional_integer(parameters: dict[str, str], name: str) -> int | None:
