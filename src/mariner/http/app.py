@@ -188,14 +188,14 @@ class App:
             await asyncio.wait(self._tasks)
 
     def _dispatch(self, exchange: Exchange) -> None:
-        path = decode_path(exchange.raw_path)
-        segments = path.rstrip("/").split("/")[1:]
+        path = decode_path(exchange.raw_path).rstrip("/")
+        segments = path.split("/")[1:]
         family = self._families.get(segments[0]) if segments else None
         listener = self._main if family is None else family[0]
         if self._preflight and exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.fields:
             exchange.respond()  # a browser asks without a key; the answer is in the CORS headers
             return
-        if self._description.answer(exchange, segments):
+        if self._description.answer(exchange, path):
             return  # before keys are asked for: what there is to call is no secret
         if listener in self._guarded:
             self._access.check(

@@ -47,27 +47,26 @@ class ApiDescription:
         self._listeners = [listener for listener in Listener if listener in listeners]
         self._routes = [route for route in routes if not route.path.endswith(_ALIAS)]
         self._makers: dict[str, Callable[[], Response]] = {
-            "api-description": self._document_3_0,
-            "openapi.json": self._document_3_1,
+            "/api-description": self._document_3_0,
+            "/openapi.json": self._document_3_1,
         }
         if self._for_people:
-            self._makers["docs"] = docs_page
+            self._makers["/docs"] = docs_page
         self._made: dict[str, Response] = {}
 
-    def answer(self, exchange: Exchange, segments: Sequence[str]) -> bool:
-        """Answers, without asking for a key, if the path is one of ours."""
-        name = segments[0] if len(segments) == 1 else ""
-        if not segments and exchange.method == "OPTIONS":
-            name = "api-description"
-        if name not in self._makers:
+    def answer(self, exchange: Exchange, path: str) -> bool:
+        """Answers, without asking for a key, if the path, which has no slash at its end, is one of ours."""
+        if path in {"", "*"} and exchange.method == "OPTIONS":
+            path = "/api-description"
+        if path not in self._makers:
             return False
-        if name != "api-description" and exchange.method not in {"GET", "HEAD"}:
+        if path != "/api-description" and exchange.method not in {"GET", "HEAD"}:
             error = MethodNotAllowed("Requested method is not allowed, please refer to API document.")
             write_error(exchange, error, (("Allow", "GET, HEAD"),))
             return True
-        if name not in self._made:
-            self._made[name] = self._makers[name]()
-        _send(exchange, self._made[name])
+        if path not in self._made:
+            self._made[path] = self._makers[path]()
+        _send(exchange, self._made[path])
         return True
 
     def answer_for_model(self, exchange: Exchange, route: Route, captured: Sequence[str]) -> bool:

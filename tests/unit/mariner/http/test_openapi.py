@@ -168,6 +168,7 @@ async def test_api_description_is_the_same_document_for_any_method(start: Start,
     for method in ("GET", "POST", "OPTIONS"):
         for path in ("/api-description", "/api-description/"):
             assert (await ask(running, path, method=method)).body == expected
+    assert (await ask(running, "*", method="OPTIONS")).body == expected
 
 
 async def test_the_modern_document_promises_only_what_this_listener_serves(running: Running) -> None:
