@@ -117,14 +117,6 @@ async def unregister(server: ModelServer, _exchange: Exchange, model: str, versi
     return status_response(f'Model "{model}" unregistered')
 
 
-def _model_name(parameters: dict[str, str]) -> str | None:
-    name = parameters.get("model_name") or None
-    if name is not None and ("/" in name or name in {".", ".."} or not name.isprintable()):
-        # No path could name the model afterwards, not even to unregister it.
-        raise BadRequest(f"{name!r} cannot be a model_name.", hint="Use printable characters, and no slash.")
-    return name
-
-
 def _optional_integer(parameters: dict[str, str], name: str) -> int | None:
     """As TorchServe reads them: what is no integer counts as not given."""
     text = parameters.get(name, "")
@@ -134,6 +126,14 @@ def _optional_integer(parameters: dict[str, str], name: str) -> int | None:
 def _integer(parameters: dict[str, str], name: str, default: int) -> int:
     value = _optional_integer(parameters, name)
     return default if value is None else value
+
+
+def _model_name(parameters: dict[str, str]) -> str | None:
+    name = parameters.get("model_name") or None
+    if name is not None and ("/" in name or name in {".", ".."} or not name.isprintable()):
+        # No path could name the model afterwards, not even to unregister it.
+        raise BadRequest(f"{name!r} cannot be a model_name.", hint="Use printable characters, and no slash.")
+    return name
 
 
 def _boolean(parameters: dict[str, str], name: str, *, default: bool) -> bool:
