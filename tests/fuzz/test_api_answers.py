@@ -35,7 +35,7 @@ from schemathesis.specs.openapi import checks  # noqa: E402
 
 pytestmark = pytest.mark.slow
 
-EXAMPLES = int(os.environ.get("MARINER_FUZZ_EXAMPLES", "15"))
+EXAMPLES = int(os.environ.get("MARINER_FUZZ_EXAMPLES", "10"))
 
 ECHO = "def handle(data, context):\n    return data and [row.get('body', '') for row in data]\n"
 FIELDS = "def handle(data, context):\n    return data and [{k: str(v) for k, v in row.items()} for row in data]\n"
