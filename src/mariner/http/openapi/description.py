@@ -84,7 +84,7 @@ class ApiDescription:
             raise BadRequest("Parameter model_name is required.")
         version = values.get("model_version")
         self._server.registry.get(model, None if version == "all" else version)
-        _send(exchange, json_response(self._document_of(model, route.listener)))
+        _send(exchange, json_response(self._document_of(model, self._place(route))))
         return True
 
     # -- documents ---------------------------------------------------------------------------------------------------
@@ -93,6 +93,10 @@ class ApiDescription:
     def _for_people(self) -> bool:
         """Scrapers, not people, call the metrics listener."""
         return self._listeners != [Listener.METRICS]
+
+    def _place(self, route: Route) -> Listener:
+        """Whose rules apply to a route; one of another listener counts as the first of ours."""
+        return route.listener if route.listener in self._listeners else self._listeners[0]
 
     def _document_3_0(self) -> Response:
         # TorchServe lists exactly one path on the metrics listener.
@@ -150,7 +154,7 @@ class ApiDescription:
                     described = operation_object(route.summary, operation, path)
                     if model is not None:
                         described["operationId"] = model if operation.id == "predictions" else f"{operation.id}_{model}"
-                    if security := self._security(route.listener):
+                    if security := self._security(self._place(route)):
                         described["security"] = security
                     paths.setdefault(path, {})[method] = described
         return paths
@@ -158,8 +162,6 @@ class ApiDescription:
     # -- keys --------------------------------------------------------------------------------------------------------
 
     def _security(self, listener: Listener) -> list[Json]:
-        if listener not in self._listeners:
-            listener = self._listeners[0]
         if self._access.keys is None or not self._access.guards(listener):
             return []
         key: Json = {f"{listener.value}Key": []}
