@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 PORT ?= 8080
+EXAMPLES ?= 500
 BIN := .venv/bin
 SETUP := .venv/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test fmt lint check bench oracle docs
+.PHONY: help setup demo serve test fuzz fmt lint check bench oracle docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -35,6 +36,9 @@ serve: $(SETUP) ## the same, but leave the server running (PORT=8080)
 
 test: $(SETUP) ## run the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz: $(SETUP) ## ask a real server what nobody would, for minutes (EXAMPLES=500 per operation)
+	MARINER_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
 
 fmt: $(SETUP) ## format the code
 	$(BIN)/ruff format .

@@ -12,6 +12,7 @@ from mariner.auth import Access, Listener
 from mariner.errors import ConfigurationError, InternalError, MarinerError, MethodNotAllowed, NotFound
 from mariner.http.exchange import Exchange, HeaderPairs, encode_headers
 from mariner.http.messages import Response, decode_path, write_error
+from mariner.http.openapi import ApiDescription
 from mariner.http.router import Resource, Router
 from mariner.http.routes import ANY, ROUTES, Route
 
@@ -65,7 +66,9 @@ class App:
         # Targets that go straight to a callback, whatever the method and whoever calls.
         self._known: dict[bytes, tuple[Callable[..., Any], Sequence[str]]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._router = Router((route for route in ROUTES if route.probe or route.listener in listeners), self._bind)
+        routes = [route for route in ROUTES if route.probe or route.listener in listeners]
+        self._router = Router(routes, self._bind)
+        self._description = ApiDescription(server, access, listeners, routes)
 
     def handle(self, exchange: Exchange) -> None:
         """Answers now or later; never raises."""
@@ -96,6 +99,8 @@ class App:
         if self._preflight and exchange.method == "OPTIONS" and b"access-control-request-method" in exchange.fields:
             exchange.respond()  # a browser asks without a key; the answer is in the CORS headers
             return
+        if self._description.answer(exchange, path):
+            return  # before keys are asked for: what there is to call is no secret
         resource, captured = self._router.find(path)
         guard = self._guard(resource)
         if guard is not None:
@@ -120,14 +125,14 @@ class App:
         return listener if self._access.guards(listener, probe=is_probe) else None
 
     def _call(self, exchange: Exchange, resource: Resource, captured: Sequence[str], *, is_open: bool) -> None:
+        if exchange.method == "OPTIONS" and self._description.answer_for_model(exchange, resource.route, captured):
+            return  # the handler must not see it
         operation = resource.operations.get(exchange.method) or resource.operations.get("*")
         if operation is None:
             allow = ", ".join(sorted(resource.operations))
             write_error(exchange, MethodNotAllowed(_NOT_ALLOWED), (("Allow", allow),))
             return
         route = operation.route
-        if exchange.method == "OPTIONS" and route.handler_input:
-            raise MethodNotAllowed(_NOT_ALLOWED)  # asks about the route, and must not reach the handler
         if route.model_api and not self._access.model_api_allowed(peer=exchange.peer, headers=exchange.headers):
             raise MethodNotAllowed(
                 _NOT_ALLOWED,

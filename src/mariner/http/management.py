@@ -75,7 +75,7 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
     registered = await server.register(
         parameters["url"],
         RegisterOptions(
-            model_name=parameters.get("model_name") or None,
+            model_name=_model_name(parameters),
             handler=parameters.get("handler") or None,
             runtime=runtime,
             batch_size=_unless(_integer(parameters, "batch_size", -1), -1, "batch_size", least=1),
@@ -154,6 +154,14 @@ def _optional_integer(parameters: dict[str, str], name: str) -> int | None:
 def _integer(parameters: dict[str, str], name: str, default: int) -> int:
     value = _optional_integer(parameters, name)
     return default if value is None else value
+
+
+def _model_name(parameters: dict[str, str]) -> str | None:
+    name = parameters.get("model_name") or None
+    if name is not None and ("/" in name or name in {".", ".."} or not name.isprintable()):
+        # No path could name the model afterwards, not even to unregister it.
+        raise BadRequest(f"{name!r} cannot be a model_name.", hint="Use printable characters, and no slash.")
+    return name
 
 
 def _boolean(parameters: dict[str, str], name: str, *, default: bool) -> bool:

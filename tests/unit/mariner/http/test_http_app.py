@@ -118,13 +118,6 @@ async def test_a_malformed_form_is_400(running: Running) -> None:
     assert (await error(running, request))[:2] == (400, "BadRequestException")
 
 
-async def test_options_does_not_run_a_handler(running: Running) -> None:
-    client = await running.connect()
-    await client.ask(post(body=b"x"))
-    assert (await client.ask(get("/predictions/m", method="OPTIONS"))).status == 405
-    assert len(running.models.jobs) == 1
-
-
 @pytest.mark.parametrize(
     ("raised", "code", "type_"),
     [

@@ -1,0 +1,153 @@
+"""What the operations of the management listener take and answer."""
+
+from __future__ import annotations
+
+from mariner.http.openapi.operations import ALWAYS, Answer, Body, Operation, Parameter, Table
+from mariner.http.openapi.schemas import ANYTHING, SCHEMAS, flag, integer, reference, text
+
+__all__ = ["MANAGEMENT"]
+
+_IGNORED = (
+    Parameter("synchronous", flag("Has no effect."), deprecated=True),
+    Parameter("timeout", integer("Has no effect.", least=None), deprecated=True),
+)
+_REGISTRATION = tuple(Parameter(name, schema) for name, schema in SCHEMAS["Registration"]["properties"].items())
+_SCALING = (
+    *(Parameter(name, schema) for name, schema in SCHEMAS["Scaling"]["properties"].items()),
+    Parameter("number_gpu", integer("Has no effect.", least=None), deprecated=True),
+    Parameter("timeout", integer("Has no effect.", least=None), deprecated=True),
+)
+_EITHER = "Parameters come in the query, or in a JSON body: then the query is not read."
+_CUSTOMIZED = Parameter("customized", flag("Ask the handler what it says of itself, too."))
+
+# -- operations --------------------------------------------------------------------------------------------------------
+
+
+def _describe(prefix: str, *unknown: str) -> Operation:
+    return Operation(
+        f"{prefix}describeModel",
+        "Models",
+        {200: Answer("One entry for each version.", reference("ModelDescriptions"))},
+        (*unknown, *ALWAYS, "NoDescriber"),
+        (_CUSTOMIZED,),
+    )
+
+
+def _scale(prefix: str, *unknown: str) -> Operation:
+    status = reference("Status")
+    return Operation(
+        f"{prefix}setAutoScale",
+        "Models",
+        {
+            200: Answer("The workers are there.", status, example={"status": "Workers scaled to 2 for model: digits"}),
+            202: Answer("The workers will come or go.", status, example={"status": "Processing worker updates..."}),
+            206: Answer(
+                "Some workers are not ready yet.", status, example={"status": "Workers scaling in progress..."}
+            ),
+        },
+        (*unknown, "FewerThanKept", *ALWAYS, "StartFailed", "LoadOutOfMemory"),
+        _SCALING,
+        {"application/json": Body(reference("Scaling"), {"min_worker": 2})},
+        _EITHER,
+    )
+
+
+def _unregister(prefix: str, *unknown: str) -> Operation:
+    return Operation(
+        f"{prefix}unregisterModel",
+        "Models",
+        {200: Answer("It is gone.", reference("Status"), example={"status": 'Model "digits" unregistered'})},
+        (*unknown, "DefaultInUse", "ModelApiOff", *ALWAYS),
+        _IGNORED,
+    )
+
+
+def _registered(text: str) -> dict[str, str]:
+    return {"status": f'Model "digits" Version: 1.0 registered with {text}'}
+
+
+MANAGEMENT: Table = {
+    "/models": {
+        "get": Operation(
+            "listModels",
+            "Models",
+            {
+                200: Answer(
+                    "Default versions, sorted by name.",
+                    reference("ModelList"),
+                    example={"models": [{"modelName": "digits", "modelUrl": "digits.mar"}]},
+                )
+            },
+            ALWAYS,
+            (
+                Parameter("limit", integer("Models in the answer, at most.", maximum=100, default=100)),
+                Parameter("next_page_token", integer("Where to go on: nextPageToken of the answer before.")),
+            ),
+        ),
+        "post": Operation(
+            "registerModel",
+            "Models",
+            {
+                200: Answer("The model is served.", reference("Status"), example=_registered("1 initial workers")),
+                202: Answer(
+                    "The workers will come.", reference("Status"), example={"status": "Processing worker updates..."}
+                ),
+                206: Answer(
+                    "Some workers are not ready yet.",
+                    reference("Status"),
+                    example={"status": "Workers scaling in progress..."},
+                ),
+            },
+            (
+                *(
+                    "NoUrl",
+                    "BadArchive",
+                    "NoDependencies",
+                    "NotFetched",
+                    "NoArchive",
+                    "ModelApiOff",
+                    "Taken",
+                    "TooLarge",
+                ),
+                *(*ALWAYS, "StartFailed", "LoadOutOfMemory"),
+            ),
+            _REGISTRATION,
+            {"application/json": Body(reference("Registration"), {"url": "digits.mar"})},
+            f"{_EITHER} url is required.",
+        ),
+    },
+    "/models/{model_name}": {
+        "get": _describe("", "UnknownModel"),
+        "put": _scale("", "UnknownModel"),
+        "delete": _unregister("", "UnknownModel"),
+    },
+    "/models/{model_name}/{model_version}": {
+        "get": _describe("version_", "UnknownModel", "UnknownVersion"),
+        "put": _scale("version_", "UnknownModel", "UnknownVersion"),
+        "delete": _unregister("version_", "UnknownModel", "UnknownVersion"),
+    },
+    "/models/{model_name}/{model_version}/set-default": {
+        "put": Operation(
+            "setDefault",
+            "Models",
+            {
+                200: Answer(
+                    "Requests that name no version go there now.",
+                    reference("Status"),
+                    example={"status": 'Default version successfully updated for model "digits" to "2.0"'},
+                )
+            },
+            ("UnknownModel", "NoSuchDefault", *ALWAYS),
+        )
+    },
+    "/token": {
+        "get": Operation(
+            "token",
+            "Keys",
+            {200: Answer("The key file holds the new key.", ANYTHING, "*/*")},
+            ("NoKey", *ALWAYS),
+            (Parameter("type", text("Which key is replaced.", enum=["inference", "management"]), required=True),),
+            description="Send the API key of the key file as a bearer token.",
+        )
+    },
+}

@@ -1,0 +1,186 @@
+"""Shapes of the server's JSON bodies, in the words that OpenAPI 3.0 and 3.1 share (no null, no const)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mariner.lifecycle import Readiness, State
+
+__all__ = ["ANYTHING", "BINARY", "BOOLEAN", "SCHEMAS", "TEXT", "Schema", "array", "integer", "reference", "text"]
+
+Schema = dict[str, Any]
+
+ANYTHING: Schema = {}
+TEXT: Schema = {"type": "string"}
+BOOLEAN: Schema = {"type": "boolean"}
+BINARY: Schema = {"type": "string", "format": "binary"}
+
+
+def text(description: str, **keywords: Any) -> Schema:
+    """A string."""
+    return {**TEXT, "description": description, **keywords}
+
+
+def flag(description: str) -> Schema:
+    """A boolean."""
+    return {**BOOLEAN, "description": description}
+
+
+def integer(description: str, *, least: int | None = 0, **keywords: Any) -> Schema:
+    """A whole number, not below ``least``."""
+    bound = {} if least is None else {"minimum": least}
+    return {"type": "integer", **bound, "description": description, **keywords}
+
+
+def array(items: Schema, **keywords: Any) -> Schema:
+    """A list."""
+    return {"type": "array", "items": items, **keywords}
+
+
+def record(properties: dict[str, Schema], *, optional: tuple[str, ...] = (), **keywords: Any) -> Schema:
+    """An object whose members are all there but those named."""
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", **({"required": required} if required else {}), "properties": properties, **keywords}
+
+
+def reference(name: str) -> Schema:
+    """One of :data:`SCHEMAS`."""
+    return {"$ref": f"#/components/schemas/{name}"}
+
+
+_READINESS = [readiness.value for readiness in Readiness]
+
+_REGISTRATION = {
+    "url": text("An archive or directory in the model store, or the address of an archive that may be fetched."),
+    "model_name": text("Name to serve the model under; that of the archive if absent."),
+    "handler": text("Handler to run instead of the archive's."),
+    "runtime": text("Runtime of the handler.", enum=["python", "python3", "LSP"]),
+    "batch_size": integer("Requests in a batch, at most.", least=1),
+    "max_batch_delay": integer("Milliseconds a batch may wait to be filled, at most."),
+    "initial_workers": integer("Workers to start."),
+    "synchronous": flag("Answer when the workers have loaded the model."),
+    "response_timeout": integer("Seconds a worker may take for a batch.", least=1),
+    "startup_timeout": integer("Seconds a worker may take to load the model.", least=1),
+    "sha256": text("Hexadecimal digest that the archive must have."),
+    "s3_sse_kms": flag("The archive is encrypted in S3: sign the request for it."),
+}
+_SCALING = {
+    "min_worker": integer("Workers that are kept running."),
+    "max_worker": integer("Workers, at most; as many as min_worker if absent."),
+    "synchronous": flag("Answer when the workers are as many as asked for."),
+}
+
+SCHEMAS: dict[str, Schema] = {
+    "Status": record({"status": text("What was done, for people.")}),
+    "Health": record({"status": text("Whether the models have the workers they need.", enum=["Healthy", "Unhealthy"])}),
+    "Error": record(
+        {
+            "code": integer("The HTTP status.", least=200),
+            "type": text("Kind of error; TorchServe's names."),
+            "message": text("What happened, and to what."),
+            "reason": text("The cause, for programs, where the type leaves it open."),
+            "hint": text("What to do next."),
+            "request_id": text("Id of the request, as in the header x-request-id.", format="uuid"),
+            "error": text("The message once more, where clients of KServe look for it."),
+        },
+        optional=("reason", "hint", "error"),
+    ),
+    "ModelList": record(
+        {
+            "nextPageToken": text("Value of next_page_token for the rest of the list."),
+            "models": array(record({"modelName": TEXT, "modelUrl": text("What was given as url.")})),
+        },
+        optional=("nextPageToken",),
+    ),
+    "Registration": record(_REGISTRATION, optional=tuple(name for name in _REGISTRATION if name != "url")),
+    "Scaling": record(_SCALING, optional=tuple(_SCALING)),
+    "ModelDescriptions": array(reference("ModelDescription"), minItems=1),
+    "ModelDescription": record(
+        {
+            "modelName": TEXT,
+            "modelVersion": TEXT,
+            "modelUrl": text("What was given as url."),
+            "runtime": TEXT,
+            "minWorkers": integer("Workers that are kept running."),
+            "maxWorkers": integer("Workers, at most."),
+            "batchSize": integer("Requests in a batch, at most.", least=1),
+            "maxBatchDelay": integer("Milliseconds a batch may wait to be filled, at most."),
+            "responseTimeout": integer("Seconds a worker may take for a batch."),
+            "startupTimeout": integer("Seconds a worker may take to load the model."),
+            "maxRetryTimeoutInSec": integer("Seconds of failed attempts to load after which the model is given up."),
+            "clientTimeoutInMills": integer("Milliseconds a request may take; 0 for no limit."),
+            "parallelType": text("How the model is spread over devices; empty if it is not."),
+            "parallelLevel": integer("Devices of one worker; 0 if the model is not spread."),
+            "deviceType": text("What the model runs on.", enum=["cpu", "gpu"]),
+            "deviceIds": array({"type": "integer"}, description="Devices the model is kept to."),
+            "continuousBatching": BOOLEAN,
+            "useJobTicket": BOOLEAN,
+            "useVenv": flag("The model has packages of its own."),
+            "stateful": flag("Requests of one sequence go to one worker."),
+            "sequenceMaxIdleMSec": integer("Milliseconds without a request after which a sequence ends."),
+            "sequenceTimeoutMSec": integer("Milliseconds after which a sequence ends; 0 for never."),
+            "maxNumSequence": integer("Open sequences, at most."),
+            "maxSequenceJobQueueSize": integer("Waiting requests of one sequence, at most."),
+            "loadedAtStartup": flag("The model came with the start of the server."),
+            "workers": array(reference("Worker")),
+            "jobQueueStatus": record(
+                {
+                    "remainingCapacity": integer("Requests that may still be queued."),
+                    "pendingRequests": integer("Requests that wait."),
+                }
+            ),
+            "state": text("Whether its workers, together, can answer.", enum=_READINESS),
+            "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
+        },
+        optional=("deviceIds", "customizedMetadata"),
+    ),
+    "Worker": record(
+        {
+            "id": TEXT,
+            "startTime": text("When its process was started.", format="date-time"),
+            "status": text("READY when the model is loaded; UNLOADING otherwise.", enum=["READY", "UNLOADING"]),
+            "memoryUsage": integer("Resident memory in bytes; 0 if there is no process."),
+            "pid": integer("Process id; 0 if there is no process."),
+            "gpu": flag("It runs on an accelerator."),
+            "gpuUsage": text("Which accelerator; N/A on the CPU."),
+            "state": text("What it is doing.", enum=[state.value for state in State]),
+        }
+    ),
+    "ModelNames": record({"models": array(TEXT)}),
+    "ModelReady": record(
+        {
+            "name": TEXT,
+            "ready": flag("It answers."),
+            "state": text("What it is doing.", enum=_READINESS),
+            "error": text("Why it does not answer."),
+        },
+        optional=("state", "error"),
+    ),
+    "Live": record({"live": flag("The server runs.")}),
+    "Ready": record({"ready": flag("Every model loaded at start is ready.")}),
+    "ServerMetadata": record({"name": TEXT, "version": TEXT, "extensions": array(TEXT)}),
+    "ModelMetadata": record(
+        {
+            "name": TEXT,
+            "versions": array(TEXT),
+            "platform": TEXT,
+            "inputs": array(reference("TensorMetadata")),
+            "outputs": array(reference("TensorMetadata")),
+        }
+    ),
+    "TensorMetadata": record({"name": TEXT, "datatype": TEXT, "shape": array({"type": "integer"})}),
+    "Instances": record({"instances": array(ANYTHING, description="One sample each.")}),
+    "InferenceRequest": record(
+        {"id": text("Comes back in the answer."), "inputs": array(reference("Tensor"))}, optional=("id",)
+    ),
+    "Tensor": record(
+        {
+            "name": TEXT,
+            "shape": array(integer("Length of one dimension.")),
+            "datatype": text("BOOL, INT64, FP32, BYTES and so on."),
+            "data": array(ANYTHING, description="Elements, flat or nested as the shape says."),
+            "parameters": {"type": "object"},
+        },
+        optional=("data", "parameters"),
+    ),
+}
