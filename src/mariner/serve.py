@@ -54,6 +54,7 @@ FAREWELL = 0.1  # seconds in which open connections hear that they end; closed a
 ARRIVALS = 2.0  # seconds that requests which are arriving when the stop begins may take to be complete
 LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
 FIRST_SAMPLE = 0.5  # seconds over which the first share of processor time is taken; the next have a whole interval
+TIMED_ANSWERS = 2000  # per second and listener; at 4 µs each they take less than a hundredth of the time
 COLLECTIONS = (50_000, 20, 50)
 """Thresholds of the garbage collector. A request leaves no cycles behind; looking for them every 700 objects, as Python
 does by default, would cost a tenth of the throughput."""
@@ -274,6 +275,7 @@ def _limits(config: Config) -> Limits:
         header_timeout=config.client_header_timeout,
         body_timeout=config.client_body_timeout,
         keep_alive_timeout=config.keep_alive_timeout,
+        timed_answers=TIMED_ANSWERS if config.server_timing else 0,
     )
 
 

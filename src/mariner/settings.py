@@ -382,8 +382,9 @@ class Config:
         268435456, ours=True, unit="bytes", minimum=0, doc="Room for those bodies; uses memory only as they arrive."
     )
     server_timing: bool = setting(
-        False, ours=True, doc="Says in the header `Server-Timing` of each prediction where its time went."
-    )
+        True, ours=True,
+        doc="Says in the header `Server-Timing` of predictions where their time went, of 2,000 each second at most.",
+    )  # fmt: skip
     pass_query_parameters: bool = setting(
         False,
         ours=True,

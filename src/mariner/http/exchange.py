@@ -8,10 +8,13 @@ from enum import Enum
 from functools import lru_cache
 from http import HTTPStatus
 from random import getrandbits
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mariner.bodies import Slot
 from mariner.errors import MarinerError
+
+if TYPE_CHECKING:
+    from mariner.http.timing import Ration
 
 __all__ = ["Connection", "Exchange", "ExchangeState", "HeaderPairs", "encode_headers", "new_request_id"]
 
@@ -98,6 +101,7 @@ class Connection(Protocol):
     """What an exchange needs of the connection it came in on."""
 
     default_headers: HeaderPairs  # on every answer that does not set them itself (CORS)
+    ration: Ration
 
     @property
     def answered(self) -> Callable[[int], None]:
@@ -138,6 +142,7 @@ class Exchange:
         peer: IP address of the other side of the socket, "unix" for a unix socket.
 
     Attributes:
+        connection: as given.
         id: ``x-request-id`` of the answer.
         body: complete. A slot is released at the end unless whoever took it over has put something else in its place.
         keep_alive: the connection stays open after the answer.
@@ -148,8 +153,8 @@ class Exchange:
     """
 
     __slots__ = (
-        "_connection",
         "body",
+        "connection",
         "error",
         "fields",
         "http10",
@@ -173,7 +178,7 @@ class Exchange:
         fields: dict[bytes, bytes],
         peer: str,
     ) -> None:
-        self._connection = connection
+        self.connection = connection
         self.id = new_request_id()
         self.method = method
         self.target = target
@@ -246,7 +251,7 @@ class Exchange:
         """
         if self.state is not _OPEN:
             return
-        connection = self._connection
+        connection = self.connection
         if not headers and not phrase and not lines and not connection.default_headers and self.method != "HEAD":
             start = _STARTS.get((status, self.keep_alive))
             if start is not None:
@@ -293,20 +298,20 @@ class Exchange:
         head = b"%bx-request-id: %b\r\n%b%b%b\r\n" % (
             _status_line(status, phrase),
             self.id.encode(),
-            lines + encode_headers(tuple(headers), self._connection.default_headers),
+            lines + encode_headers(tuple(headers), self.connection.default_headers),
             _KEEP if self.keep_alive else _CLOSE,
             b"" if self.http10 or status in _BODILESS else b"transfer-encoding: chunked\r\n",
         )
         self.state = _STREAMING
         if status in _BODILESS:
             self.method = "HEAD"  # the pieces have no place in such an answer
-        self._connection.answered(status)
-        self._connection.write(head + self._chunk(first))
+        self.connection.answered(status)
+        self.connection.write(head + self._chunk(first))
 
     def send_chunk(self, piece: bytes | bytearray | memoryview) -> None:
         """Sends one more piece; an empty one sends nothing."""
         if self.state is _STREAMING and (chunk := self._chunk(piece)):
-            self._connection.write(chunk)
+            self.connection.write(chunk)
 
     def end_stream(self, last: bytes | bytearray | memoryview = b"") -> None:
         """Sends the last piece, which may be empty, and the end."""
@@ -315,7 +320,7 @@ class Exchange:
         self.state = _DONE
         end = b"" if self.http10 or self.method == "HEAD" else b"0\r\n\r\n"
         if rest := self._chunk(last) + end:
-            self._connection.write(rest)
+            self.connection.write(rest)
         self._finish()
 
     def abort(self) -> None:
@@ -324,7 +329,7 @@ class Exchange:
             return
         self.state = _DONE
         self.release()
-        self._connection.abort()
+        self.connection.abort()
 
     def cancel(self) -> None:
         """The client has gone: called by the connection, passes it on once."""
@@ -346,7 +351,7 @@ class Exchange:
         if self.body:
             self.release()
         self.on_cancel = None
-        self._connection.finished(self)
+        self.connection.finished(self)
 
     def _chunk(self, piece: bytes | bytearray | memoryview) -> bytes:
         if not piece or self.method == "HEAD":

@@ -104,7 +104,9 @@ def submit(
     timeout = None
     if b"x-request-timeout-ms" in exchange.fields:
         timeout = _read_timeout(exchange.fields[b"x-request-timeout-ms"])
-    if server.config.server_timing:
+    ration = exchange.connection.ration
+    if ration.left > 0:
+        ration.left -= 1
         deliver = TimedDelivery(exchange, write, server.now)
         job = deliver.job = server.submit(model, version, request, deliver, slot=slot, timeout=timeout)
     else:

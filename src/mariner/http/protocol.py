@@ -61,6 +61,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._app = connections.app
         self._limits = connections.limits
         self.default_headers = connections.app.default_headers
+        self.ration = connections.ration
         self.answered = connections.app.finished
         self._access_log = connections.access_log
         if self._access_log is not None:

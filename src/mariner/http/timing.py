@@ -7,12 +7,31 @@ done, ``handler`` in the handler (for the whole batch), ``transfer`` all else: t
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from mariner.http.exchange import Exchange
 from mariner.jobs import Job, Outcome, Reply
 
-__all__ = ["TimedDelivery", "Write"]
+if TYPE_CHECKING:
+    from mariner.http.exchange import Exchange
+
+__all__ = ["Ration", "TimedDelivery", "Write"]
+
+
+class Ration:
+    """How many more answers may tell their times, of those that a second allows.
+
+    Args:
+        per_second: all of them.
+    """
+
+    __slots__ = ("left", "per_second")
+
+    def __init__(self, per_second: int) -> None:
+        self.left = self.per_second = per_second
+
+    def refill(self) -> None:
+        """Another second has begun."""
+        self.left = self.per_second
 
 
 class Write(Protocol):

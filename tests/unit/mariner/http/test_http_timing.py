@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
-from conftest import Running
+from conftest import Running, Start
 from http_peer import Behaviour, fail, get, post
 
 from mariner.errors import QueueFull
+from mariner.http.connections import Limits
 from mariner.jobs import Job, Reply
 
 ALL = "queue;dur=10.000, batch;dur=20.000, transfer;dur=5.500, handler;dur=64.500"
 
 
 @pytest.fixture
-def timed(running: Running) -> Running:
+async def timed(start: Start) -> Running:
     """The server's clock stands at 100.1; jobs came at 100.0, were taken at 100.01 and begun at 100.03."""
-    running.models.config = dataclasses.replace(running.models.config, server_timing=True)
+    running = await start(limits=Limits(timed_answers=2))
     running.models.time = 100.1
     return running
 
@@ -75,7 +74,19 @@ async def test_what_no_worker_answered_has_no_times(timed: Running) -> None:
     assert "server-timing" not in (await client.ask(get("/ping"))).headers
 
 
-async def test_times_are_told_on_request_only(running: Running) -> None:
+async def test_beyond_the_ration_of_a_second_times_are_not_told(timed: Running) -> None:
+    client = await timed.connect()
+
+    async def told() -> bool:
+        timed.models.later(answered(Reply(1, b"x", handler_seconds=0.0645)))
+        return "server-timing" in (await client.ask(post(body=b"x"))).headers
+
+    assert [await told() for _ in range(3)] == [True, True, False]
+    timed.pass_time(1)
+    assert await told()
+
+
+async def test_a_ration_of_nothing_turns_it_off(running: Running) -> None:
     running.models.later(answered(Reply(1, b"x", handler_seconds=0.0645)))
     client = await running.connect()
     assert "server-timing" not in (await client.ask(post(body=b"x"))).headers
