@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -19,6 +20,7 @@ from ts.utils.hf_utils import download_model
 __all__ = ["main", "model_config", "write_model"]
 
 ENGINES = ("vllm", "trt_llm")
+ARCHIVER_VERSION = "0.12.0"  # whose format of manifests it is
 MARK = "ts.llm_launcher"  # in the manifests of directories that may be written again
 
 
@@ -99,9 +101,14 @@ def write_model(arguments: argparse.Namespace, snapshot: str | None = None) -> b
         "modelVersion": "1.0",
         "configFile": "model-config.yaml",
     }
-    manifest.write_text(
-        json.dumps({"runtime": "python", "model": model, "createdBy": MARK}, indent=2), encoding="utf-8"
-    )
+    written = {
+        "createdOn": time.strftime("%d/%m/%Y %H:%M:%S"),
+        "runtime": "python",
+        "model": model,
+        "archiverVersion": ARCHIVER_VERSION,
+        "createdBy": MARK,
+    }
+    manifest.write_text(json.dumps(written, indent=2), encoding="utf-8")
     return True
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import torch
 
 from ts.handler_utils.preprocess.dali import get_dali_pipeline
 from ts.handler_utils.timer import timed
+from ts.importing import require
 from ts.torch_handler.vision_handler import VisionHandler
 
 __all__ = ["DALIHandler"]
@@ -63,9 +63,11 @@ def _encoded(row: Any) -> Any:
         raise TypeError(
             f"DALI takes encoded images as bytes in the body or in the field data, not {type(image).__name__}."
         )
-    return np.frombuffer(image, dtype=np.uint8)
+    numpy = require("numpy", "numpy", "DALI preprocessing needs")
+    return numpy.frombuffer(image, dtype=numpy.uint8)
 
 
 def _tensor(sample: Any) -> Any:
-    on_gpu = hasattr(sample, "__cuda_array_interface__")
-    return torch.as_tensor(sample, device="cuda") if on_gpu else torch.as_tensor(np.asarray(sample))
+    if hasattr(sample, "__cuda_array_interface__"):
+        return torch.as_tensor(sample, device="cuda")
+    return torch.as_tensor(require("numpy", "numpy", "DALI preprocessing needs").asarray(sample))
