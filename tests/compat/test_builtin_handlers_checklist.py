@@ -14,6 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from mariner.archive.collect import BUILTIN_HANDLERS
+from ts.loader import BUILTINS, find_handler
+
 TESTS = Path(__file__).parents[1]
 VISION, TEXT = "compat/test_builtin_handlers_vision.py", "compat/test_builtin_handlers_text.py"
 ENVELOPES, LANGUAGE = "compat/test_builtin_handlers_envelopes.py", "compat/test_builtin_handlers_language_models.py"
@@ -94,3 +97,10 @@ def test_each_item_has_tests_that_exist(item: int) -> None:
     for place in CHECKED[item]:
         file, _, beginning = place.partition("::")
         assert [name for name in names_of(file) if name.startswith(beginning)], place
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize("name", sorted(BUILTIN_HANDLERS | set(BUILTINS)))
+def test_what_the_archiver_and_the_worker_know_by_name_is_a_handler(name: str, tmp_path: Path) -> None:
+    entry = find_handler(name, tmp_path)
+    assert type(entry.handle.__self__).__module__ == f"ts.torch_handler.{name}"  # type: ignore[attr-defined]
