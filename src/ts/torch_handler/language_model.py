@@ -55,21 +55,26 @@ class LanguageModelHandler(BaseHandler):
         started = time.perf_counter()
         if context.get_request_header(0, "describe") == "True":
             return [self.describe_handle()]
-        prepared = await self.preprocess(data, context)
-        answers: list[Any] = await self.postprocess(await self.inference(prepared, context))
+        answers = await self._answer_one(data, context)
         if context.metrics is not None:
             context.metrics.add_time("HandlerTime", round((time.perf_counter() - started) * 1000, 2), None, "ms")
         return answers
 
-    async def preprocess(self, data: Any, context: Any = None) -> list[Any]:  # noqa: ARG002  # for subclasses
-        """The JSON object of the request.
+    @abstractmethod
+    async def _answer_one(self, data: Any, context: Any) -> list[Any]:
+        """Preprocess, inference, postprocess, with the arguments that subclasses of the handler know them by."""
+
+    async def postprocess(self, data: Any) -> list[Any]:  # type: ignore[override]
+        """The answer, as it is.
 
         Args:
-            data: a list with the request: its body as ``data`` or ``body``, decoded or not.
-            context: the context of the request.
+            data: what the engine gave.
+        """
+        answers: list[Any] = data
+        return answers
 
-        Returns:
-            A list with the object; an empty one for a request without a body.
+    def _read_body(self, data: Any) -> dict[str, Any]:
+        """The JSON object of the request, decoded or not; an empty one for a request without a body.
 
         Raises:
             PredictionException: the body is no JSON object, or there is more than one request.
@@ -84,25 +89,7 @@ class LanguageModelHandler(BaseHandler):
                 raise PredictionException(f"The request body is not valid JSON: {error}.", 400) from None
         if not isinstance(body, dict):
             raise PredictionException("The request body must be a JSON object.", 400)
-        return [body]
-
-    @abstractmethod
-    async def inference(self, data: Any, context: Any) -> list[Any]:
-        """What the engine answers.
-
-        Args:
-            data: what :meth:`preprocess` returned.
-            context: the context of the request.
-        """
-
-    async def postprocess(self, data: Any) -> list[Any]:  # type: ignore[override]
-        """The answer, as it is.
-
-        Args:
-            data: what :meth:`inference` returned.
-        """
-        answers: list[Any] = data
-        return answers
+        return body
 
     def _in_archive(self, path: str) -> str:
         """A path of the archive if there is something, else what was given: another path, or a name on the Hub."""

@@ -59,11 +59,25 @@ class TRTLLMHandler(LanguageModelHandler):
         )
         self.initialized = True
 
+    async def _answer_one(self, data: Any, context: Any) -> list[Any]:
+        return await self.postprocess(await self.inference(await self.preprocess(data), context))
+
+    async def preprocess(self, data: Any) -> dict[str, Any]:
+        """The JSON object of the request.
+
+        Args:
+            data: a list with the request: its body as ``data`` or ``body``, decoded or not.
+
+        Raises:
+            PredictionException: the body is no JSON object, or there is more than one request.
+        """
+        return self._read_body(data)
+
     async def inference(self, data: Any, context: Any) -> list[Any]:
         """Generates the text.
 
         Args:
-            data: a list with the JSON object of the request.
+            data: the JSON object of the request.
             context: the context of the request.
 
         Returns:
@@ -72,7 +86,7 @@ class TRTLLMHandler(LanguageModelHandler):
         Raises:
             PredictionException: there is no prompt, or a sampling parameter is wrong.
         """
-        parameters = dict(data[0])
+        parameters = dict(data)
         prompt = parameters.pop("prompt", None)
         streaming = bool(parameters.pop("streaming", False))
         if not isinstance(prompt, str):

@@ -83,6 +83,7 @@ class VLLMHandler(LanguageModelHandler):
 
     vllm_engine: Any = None
     serving: Any = None
+    _requests: Mapping[str, Any] = MappingProxyType({})  # path to the class of its requests
 
     def initialize(self, context: Any) -> None:
         """Starts the engine and loads the model.
@@ -105,6 +106,7 @@ class VLLMHandler(LanguageModelHandler):
         engine_args = self._get_vllm_engine_config(section)
         self.vllm_engine = _vllm("vllm").AsyncLLMEngine.from_engine_args(engine_args)
         self.serving = await _open_services(self.vllm_engine, self._serving_arguments(engine_args, section))
+        self._requests = {path: _find(route.request, route.homes) for path, route in ROUTES.items()}
 
     def _get_vllm_engine_config(self, handler_config: Mapping[str, Any]) -> Any:
         """The arguments of the engine.
@@ -151,6 +153,24 @@ class VLLMHandler(LanguageModelHandler):
             known["chat_template"] = self._in_archive(section["chat_template"])
         return arguments
 
+    async def _answer_one(self, data: Any, context: Any) -> list[Any]:
+        return await self.postprocess(await self.inference(await self.preprocess(data, context), context))
+
+    async def preprocess(self, data: Any, context: Any) -> list[Any]:  # type: ignore[override]  # noqa: ARG002
+        """The JSON object of the request.
+
+        Args:
+            data: a list with the request: its body as ``data`` or ``body``, decoded or not.
+            context: the context of the request.
+
+        Returns:
+            A list with the object; an empty one for a request without a body.
+
+        Raises:
+            PredictionException: the body is no JSON object, or there is more than one request.
+        """
+        return [self._read_body(data)]
+
     async def inference(self, data: Any, context: Any) -> list[Any]:
         """Asks the service that the path of the request names.
 
@@ -175,7 +195,7 @@ class VLLMHandler(LanguageModelHandler):
         if service is None:
             raise PredictionException(f"The model does not generate text: {path} is not for it.", 400)
         try:
-            request = _find(route.request, route.homes).model_validate(data[0])
+            request = self._requests[path].model_validate(data[0])
             answer = await getattr(service, route.method)(request)
         except Exception as error:
             self._end_if_dead()

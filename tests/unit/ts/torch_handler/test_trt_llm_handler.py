@@ -27,11 +27,11 @@ class Metrics:
 
 
 class Model:
-    def __init__(self, directory: Path, section: dict[str, Any]) -> None:
+    def __init__(self, directory: Path, section: dict[str, Any], handler: TRTLLMHandler | None = None) -> None:
         context = Context(
             "tiny", str(directory), {}, 1, None, "0", metrics=Metrics(), model_yaml_config={"handler": section}
         )
-        self.handler = TRTLLMHandler()
+        self.handler = handler or TRTLLMHandler()
         self.sent: list[Reply] = []
         self.service = Service(context, self.handler.handle, self.sent.append)
         try:
@@ -141,3 +141,21 @@ def test_without_tensorrt_llm_the_package_is_named(tmp_path: Path, monkeypatch: 
     monkeypatch.setitem(sys.modules, "tensorrt_llm", None)
     with pytest.raises(ImportError, match="trt_llm_handler needs a package that is missing: pip install tensorrt_llm"):
         Model(tmp_path, {"engine_dir": "engine"})
+
+
+def test_a_subclass_that_replaces_a_step_as_it_was_in_torchserve_is_served(
+    put_stand_in: Callable[[str], None], tmp_path: Path
+) -> None:
+    class Polite(TRTLLMHandler):
+        async def preprocess(self, requests: Any) -> dict[str, Any]:
+            request = await super().preprocess(requests)
+            return {**request, "prompt": f"{request['prompt']} please"}
+
+        async def postprocess(self, outputs: Any) -> list[Any]:  # type: ignore[override]
+            return [{"said": output} for output in outputs]
+
+    put_stand_in("tensorrt_llm_1")
+    model = Model(tmp_path, {"engine_dir": "engine"}, Polite())
+    status, _, body = model.ask(prompt="a b")
+    model.service.close()
+    assert (status, json.loads(body)) == (200, {"said": "please b a"})

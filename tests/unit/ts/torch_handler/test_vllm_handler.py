@@ -45,12 +45,18 @@ class Reached(NamedTuple):
 
 
 class Model:
-    def __init__(self, directory: Path, section: dict[str, Any] | None, batch_size: int = 1) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        section: dict[str, Any] | None,
+        batch_size: int = 1,
+        handler: VLLMHandler | None = None,
+    ) -> None:
         config = {} if section is None else {"handler": section}
         context = Context(
             "tiny", str(directory), {}, batch_size, None, "0", metrics=Metrics(), model_yaml_config=config
         )
-        self.handler = VLLMHandler()
+        self.handler = handler or VLLMHandler()
         self.sent: list[Reply] = []
         self.service = Service(context, self.handler.handle, self.sent.append)
         try:
@@ -260,3 +266,21 @@ def test_without_vllm_the_package_is_named(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match="vllm_handler needs a package that is missing: pip install vllm"):
         Model(tmp_path, {"model_path": "tiny"})
+
+
+def test_a_subclass_that_replaces_a_step_as_it_was_in_torchserve_is_served(
+    put_stand_in: Callable[[str], None], tmp_path: Path
+) -> None:
+    class Polite(VLLMHandler):
+        async def preprocess(self, requests: Any, context: Any) -> list[Any]:
+            (request,) = await super().preprocess(requests, context)
+            return [{**request, "prompt": f"{request['prompt']} please"}]
+
+        async def postprocess(self, inference_outputs: Any) -> list[Any]:
+            return [output["choices"] for output in inference_outputs]
+
+    put_stand_in("vllm_current")
+    model = Model(tmp_path, {"model_path": "tiny"}, handler=Polite())
+    answer = model.ask("v1/completions", HELLO)
+    model.service.close()
+    assert answer.json == [{"index": 0, "text": "please you are how"}]
