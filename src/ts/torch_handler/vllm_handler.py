@@ -98,8 +98,8 @@ class VLLMHandler(LanguageModelHandler):
         super().initialize(context)
         # Its processes must not be forked from one that has threads and maybe CUDA.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"
-        section = self.model_yaml_config.get("handler") or {}
-        _event_loop().run_until_complete(self._open(section))
+        # The loop that requests will be answered on: the engine belongs to the one it was started on.
+        asyncio.get_event_loop().run_until_complete(self._open(self.model_yaml_config.get("handler") or {}))
         self.initialized = True
 
     async def _open(self, section: Mapping[str, Any]) -> None:
@@ -267,16 +267,6 @@ async def _open_services(engine: Any, arguments: argparse.Namespace) -> Any:
             given[name] = await getattr(engine, f"get_{name}")()
     await init_app_state(**given)
     return services
-
-
-def _event_loop() -> asyncio.AbstractEventLoop:
-    """The loop that requests will be answered on: the engine belongs to the one it was started on."""
-    try:
-        return asyncio.get_event_loop()
-    except RuntimeError:
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        return loop
 
 
 def _status_of(answer: Mapping[str, Any]) -> int:

@@ -13,6 +13,7 @@ import pytest
 
 from ts.context import Context
 from ts.service import Service
+from ts.testing import run_handler
 from ts.torch_handler.vllm_handler import VLLMHandler
 from ts.wire import Batch, Part, Reply, Request, pack_headers, unpack_headers
 
@@ -284,3 +285,11 @@ def test_a_subclass_that_replaces_a_step_as_it_was_in_torchserve_is_served(
     answer = model.ask("v1/completions", HELLO)
     model.service.close()
     assert answer.json == [{"index": 0, "text": "please you are how"}]
+
+
+def test_a_language_model_answers_without_a_server(put_stand_in: Callable[[str], None], tmp_path: Path) -> None:
+    put_stand_in("vllm_current")
+    config = {"handler": {"model_path": "tiny"}}
+    headers = [{"url_path": "v1/completions"}]
+    (answer,) = run_handler("vllm_handler", [{"body": HELLO}], model_dir=tmp_path, config=config, headers=headers)
+    assert answer["choices"][0]["text"] == "you are how"
