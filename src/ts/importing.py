@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
-__all__ = ["defined_classes", "import_class", "import_path", "list_classes_from_module"]
+__all__ = ["defined_classes", "import_class", "import_path", "list_classes_from_module", "require"]
 
 _PACKAGE = Path(__file__).resolve().parent
 
@@ -66,6 +66,31 @@ def import_class(class_name: str, module_prefix: str | None = None) -> type:
     if not inspect.isclass(found):
         raise ImportError(f"Cannot import {class_name!r}: module {module_name} has no class {name}.")
     return found
+
+
+def require(module_name: str, package: str, who: str) -> ModuleType:
+    """Imports a module of a package that only some models need.
+
+    Args:
+        module_name: dotted name of the module.
+        package: what pip calls the package.
+        who: what needs it, the beginning of a sentence.
+
+    Returns:
+        The module.
+
+    Raises:
+        ImportError: the package is not installed, or importing it fails.
+    """
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is None or not f"{module_name}.".startswith(f"{error.name}."):
+            raise  # something that the package itself imports is missing
+        message = f"{who} a package that is missing: pip install {package}"
+        if error.name != module_name.partition(".")[0]:
+            message += f". What is installed has no module {error.name}: it may be another version."
+        raise ImportError(message, name=error.name) from None
 
 
 def import_path(current: Sequence[str], *, inherited: str, model_dir: str, handler: str) -> tuple[list[str], str]:

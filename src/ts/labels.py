@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-__all__ = ["load_label_mapping", "map_class_to_label"]
+__all__ = ["label_of", "load_label_mapping", "map_class_to_label", "name_classes"]
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +45,41 @@ def load_label_mapping(mapping_file_path: str | Path) -> dict[str, str] | None:
             raise TypeError(f"{path}: the label of class {number} must be text, not {label!r}.")
         labels[number] = label
     return labels
+
+
+def label_of(mapping: Mapping[str, str] | None, number: int) -> str:
+    """The label of a class; its number if it has none.
+
+    Args:
+        mapping: class number as text to label; None if no class has a label.
+        number: of the class.
+    """
+    text = str(number)
+    return text if mapping is None else mapping.get(text, text)
+
+
+def name_classes(
+    probabilities: Sequence[Sequence[float]],
+    mapping: Mapping[str, str] | None,
+    numbers: Sequence[Sequence[int]] | None = None,
+) -> list[dict[str, float]]:
+    """Probabilities by label, like :func:`map_class_to_label`; a class without a label goes by its number.
+
+    Args:
+        probabilities: for each item those of its classes.
+        mapping: class number as text to label; None if no class has a label.
+        numbers: for each item the numbers of its classes; by default they are counted from 0.
+
+    Returns:
+        For each item its probabilities by label, in the order given. Classes of the same label become one, the last.
+    """
+    return [
+        {
+            label_of(mapping, number): probability
+            for number, probability in zip(range(len(row)) if numbers is None else numbers[index], row, strict=True)
+        }
+        for index, row in enumerate(probabilities)
+    ]
 
 
 def map_class_to_label(

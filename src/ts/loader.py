@@ -32,6 +32,7 @@ BUILTINS = MappingProxyType(
         name: f"ts.torch_handler.{name}"
         for name in (
             "base_handler",
+            "dali_handler",
             "dali_image_classifier",
             "densenet_handler",
             "image_classifier",
@@ -39,7 +40,9 @@ BUILTINS = MappingProxyType(
             "object_detector",
             "text_classifier",
             "text_handler",
+            "trt_llm_handler",
             "vision_handler",
+            "vllm_handler",
         )
     }
 )

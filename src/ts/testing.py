@@ -114,12 +114,15 @@ def run_handler(
         entry = _entry_point(handler, directory, context.manifest)
         loop: list[asyncio.AbstractEventLoop] = []
         try:
+            if inspect.iscoroutinefunction(entry.handle):
+                loop.append(_open_loop())
             _finish(entry.initialize(context), loop)
             _begin(context, requests)
             answers = _finish(entry.handle(rows, context), loop)
         finally:
-            for opened in loop:
-                opened.close()
+            if loop:
+                asyncio.set_event_loop(None)
+                loop[0].close()
     if not isinstance(answers, list):
         raise TypeError(f"The handler returned {type(answers).__name__}. It must return a list, one answer a request.")
     if len(answers) != len(rows):
@@ -139,12 +142,19 @@ def _finish(result: Any, loop: list[asyncio.AbstractEventLoop]) -> Any:
     if isinstance(result, list) or not inspect.isawaitable(result):
         return result
     if not loop:
-        loop.append(asyncio.new_event_loop())
+        loop.append(_open_loop())
 
     async def wait() -> Any:
         return await result
 
     return loop[0].run_until_complete(wait())
+
+
+def _open_loop() -> asyncio.AbstractEventLoop:
+    """Current for this thread, as in a worker, so that what a handler makes while it loads belongs to the same loop."""
+    loop = asyncio.new_event_loop()
+    asyncio.set_event_loop(loop)
+    return loop
 
 
 def _open_context(directory: Path) -> Context:

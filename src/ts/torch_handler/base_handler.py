@@ -124,7 +124,8 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
         recognised = weights.recognise(self.model_pt_path)
         if recognised is Format.TORCHSCRIPT:
             model = self._load_torchscript_model(self.model_pt_path)
-            model.eval()  # a subclass that replaces the loader leaves this to us
+            if isinstance(model, torch.nn.Module):
+                model.eval()  # a subclass that replaces the loader leaves this to us
             return model
         if recognised is Format.ONNX:
             self._make_device_current()

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ts.handler_utils.timer import timed
-from ts.labels import map_class_to_label
+from ts.labels import name_classes
 from ts.torch_handler.vision_handler import ImageTransform, VisionHandler
 
 __all__ = ["ImageClassifier"]
@@ -48,9 +48,4 @@ class ImageClassifier(VisionHandler):
         """
         shares = torch.softmax(data, dim=1)
         probabilities, classes = torch.topk(shares, min(self.topk, shares.shape[1]), dim=1)
-        numbers = classes.tolist()
-        mapping = self.mapping
-        if mapping is not None:  # a class without a label goes by its number
-            present = {str(number) for row in numbers for number in row}
-            mapping = {number: mapping.get(number, number) for number in present}
-        return map_class_to_label(probabilities.tolist(), mapping, numbers)
+        return name_classes(probabilities.tolist(), self.mapping, classes.tolist())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ts.handler_utils.timer import timed
+from ts.labels import label_of
 from ts.torch_handler.vision_handler import VisionHandler, image_to_tensor
 
 __all__ = ["ObjectDetector"]
@@ -38,8 +39,7 @@ class ObjectDetector(VisionHandler):
     def _objects(self, found: Any) -> list[dict[str, Any]]:
         kept = found["scores"] >= self.threshold
         boxes, labels, scores = (found[key][kept].tolist() for key in ("boxes", "labels", "scores"))
-        mapping = self.mapping or {}  # a class without a label goes by its number
         return [
-            {mapping.get(str(label), str(label)): box, "score": score}
+            {label_of(self.mapping, label): box, "score": score}
             for box, label, score in zip(boxes, labels, scores, strict=True)
         ]

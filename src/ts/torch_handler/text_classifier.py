@@ -9,7 +9,7 @@ import torch
 
 from ts.handler_utils.text_utils import ngrams_iterator
 from ts.handler_utils.timer import timed
-from ts.labels import map_class_to_label
+from ts.labels import name_classes
 from ts.torch_handler.text_handler import TextHandler
 
 __all__ = ["TextClassifier"]
@@ -94,11 +94,7 @@ class TextClassifier(TextHandler):
         Returns:
             A list with one dict of probabilities by label.
         """
-        shares = torch.softmax(data, dim=1)
-        mapping = self.mapping
-        if mapping is not None:  # a class without a label goes by its number
-            mapping = {number: mapping.get(number, number) for number in map(str, range(shares.shape[1]))}
-        return map_class_to_label(shares.tolist(), mapping)
+        return name_classes(torch.softmax(data, dim=1).tolist(), self.mapping)
 
     def get_insights(self, text_preprocess: Any, _: Any, target: Any = 0) -> list[dict[str, Any]]:
         """How much each word speaks for a class.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 import string
 import unicodedata
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from ts.handler_utils.text_utils import get_tokenizer
+from ts.importing import require
 from ts.torch_handler.base_handler import BaseHandler
 from ts.torch_handler.contractions import CONTRACTION_MAP
 from ts.torch_handler.weights import load_pickled
@@ -108,10 +108,7 @@ class TextHandler(BaseHandler):
     @cached_property
     def lig(self) -> Any:
         """Integrated gradients of the model at its layer ``embedding``."""
-        try:
-            attribution = importlib.import_module("captum.attr")
-        except ImportError as error:
-            raise ImportError("Explanations need a package that is missing: pip install captum") from error
+        attribution = require("captum.attr", "captum", "Explanations need")
         return attribution.LayerIntegratedGradients(self.model, self.model.embedding)
 
     # -- cleaning up -------------------------------------------------------------------------------------------------

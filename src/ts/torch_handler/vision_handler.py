@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from PIL import Image
 
 from ts.handler_utils.timer import timed
+from ts.importing import require
 from ts.torch_handler.base_handler import BaseHandler
 
 __all__ = ["ImageTransform", "VisionHandler", "image_to_tensor"]
@@ -112,11 +112,7 @@ class VisionHandler(BaseHandler):
     @cached_property
     def ig(self) -> Any:
         """Integrated gradients of the model."""
-        try:
-            attribution = importlib.import_module("captum.attr")
-        except ImportError as error:
-            raise ImportError("Explanations need a package that is missing: pip install captum") from error
-        return attribution.IntegratedGradients(self.model)
+        return require("captum.attr", "captum", "Explanations need").IntegratedGradients(self.model)
 
     @timed
     def preprocess(self, data: Any) -> Any:

@@ -29,12 +29,23 @@ ts.torch_handler.image_segmenter: ImageSegmenter
 ts.torch_handler.text_handler: TextHandler BaseHandler
 ts.torch_handler.text_classifier: TextClassifier
 ts.torch_handler.densenet_handler: DenseNetHandler
+ts.torch_handler.dali_handler: DALIHandler
+ts.torch_handler.dali_image_classifier: DALIImageClassifier
+ts.torch_handler.vllm_handler: VLLMHandler
+ts.torch_handler.trt_llm_handler: TRTLLMHandler
+ts.torch_handler.distributed.base_deepspeed_handler: BaseDeepSpeedHandler
+ts.torch_handler.distributed.base_pippy_handler: BasePippyHandler
 ts.torch_handler.request_envelope.base: BaseEnvelope
 ts.torch_handler.request_envelope.body: BodyEnvelope
 ts.torch_handler.request_envelope.json: JSONEnvelope
 ts.torch_handler.request_envelope.kserve: KServeEnvelope
 ts.torch_handler.request_envelope.kservev2: KServev2Envelope
 ts.torch_handler.request_envelope.kfserving: KFservingEnvelope
+ts.torch_handler.request_envelope.kfservingv2: KFservingv2Envelope
+ts.handler_utils.preprocess.dali: get_dali_pipeline
+ts.handler_utils.distributed.deepspeed: get_ds_engine
+ts.handler_utils.distributed.pt_pippy: get_pipeline_driver get_pipline_driver initialize_rpc_workers
+ts.llm_launcher: main
 ts.handler_utils.micro_batching: MicroBatching
 ts.handler_utils.hf_batch_streamer: TextIteratorStreamerBatch
 ts.torch_handler.unit_tests.test_utils.mock_context: MockContext

@@ -8,7 +8,7 @@ from types import ModuleType
 import pytest
 
 import ts
-from ts.importing import defined_classes, import_class, import_path, list_classes_from_module
+from ts.importing import defined_classes, import_class, import_path, list_classes_from_module, require
 
 PACKAGE = Path(ts.__file__).parent
 HOME = str(PACKAGE.parent)
@@ -83,3 +83,21 @@ def test_the_folder_of_the_package_is_never_on_the_path(tmp_path: Path) -> None:
     )
     assert path == [str(tmp_path), HOME, "/lib"]
     assert str(PACKAGE) not in inherited.split(os.pathsep)
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+    with pytest.raises(ImportError, match=r"^Cats need a package that is missing: pip install cats-package$") as caught:
+        require("no_such_cats.attr", "cats-package", "Cats need")
+    assert caught.value.name == "no_such_cats"
+
+
+def test_a_package_without_the_module_is_another_version() -> None:
+    with pytest.raises(ImportError, match=r"pip install cats\. What is installed has no module json\.cats"):
+        require("json.cats", "cats", "Cats need")
+
+
+def test_what_a_package_itself_lacks_is_its_own_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_cats.py").write_text("import whiskers_of_cats")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(ModuleNotFoundError, match="No module named 'whiskers_of_cats'"):
+        require("broken_cats", "cats", "Cats need")

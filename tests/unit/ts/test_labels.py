@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from ts.labels import load_label_mapping, map_class_to_label
+from ts.labels import label_of, load_label_mapping, map_class_to_label, name_classes
 
 
 def write(tmp_path: Path, content: Any) -> Path:
@@ -74,3 +74,17 @@ def test_other_containers_are_refused() -> None:
         map_class_to_label(wrong)
     with pytest.raises(TypeError, match="must be a dict"):
         map_class_to_label([[0.5]], wrong)
+
+
+def test_a_class_without_a_label_is_named_by_its_number() -> None:
+    assert [label_of({"1": "cat"}, number) for number in (0, 1)] == ["0", "cat"]
+    assert label_of(None, 1) == "1"
+
+
+def test_classes_are_named_in_the_order_given() -> None:
+    assert name_classes([[0.9, 0.1]], {"7": "cat"}, [[7, 3]]) == [{"cat": 0.9, "3": 0.1}]
+    assert name_classes([[0.2], [0.8]], None) == [{"0": 0.2}, {"0": 0.8}]
+
+
+def test_of_classes_with_one_label_the_last_counts() -> None:
+    assert name_classes([[0.6, 0.4]], {"0": "cat", "1": "cat"}) == [{"cat": 0.4}]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from pathlib import Path
@@ -101,6 +102,17 @@ def test_an_asynchronous_handler_is_waited_for(tmp_path: Path) -> None:
         return data and [len(data)]
 
     assert run_handler(handle, [b""], model_dir=tmp_path) == [1]
+
+
+def test_an_asynchronous_handler_loads_on_the_loop_that_it_answers_on(tmp_path: Path) -> None:
+    class Handler:
+        def initialize(self, context: Any) -> None:
+            self.loop = asyncio.get_event_loop()
+
+        async def handle(self, data: Any, context: Any) -> Any:
+            return [asyncio.get_running_loop() is self.loop]
+
+    assert run_handler(Handler, ["a"], model_dir=tmp_path) == [True]
 
 
 def test_what_a_handler_raises_is_raised(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from ts.context import Context, RequestProcessor
 from ts.metrics.store import MetricsCache
 from ts.wire import Sample
 
+STAND_INS = Path(__file__).parents[3] / "stand_ins"
 MODEL_FILE = """
 import torch
 from torch.nn import Linear
@@ -66,3 +67,21 @@ def make_context(tmp_path: Path, samples: list[Sample]) -> Callable[..., Context
         return context
 
     return make
+
+
+@pytest.fixture
+def put_stand_in(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    """Makes packages of ``tests/stand_ins`` importable, and forgets them afterwards."""
+    names = {path.stem for path in [*STAND_INS.glob("*.py"), *STAND_INS.glob("*/*")]}
+
+    def forget() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] in names]:
+            del sys.modules[name]
+
+    def put(folder: str) -> None:
+        forget()
+        monkeypatch.syspath_prepend(STAND_INS)
+        monkeypatch.syspath_prepend(STAND_INS / folder)
+
+    yield put
+    forget()

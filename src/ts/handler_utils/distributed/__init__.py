@@ -1,0 +1,1 @@
+"""Models that span several devices: what their handlers call to build them."""

@@ -1,0 +1,1 @@
+"""Base classes of handlers whose model spans several devices."""

@@ -1,0 +1,3 @@
+from vllm_parts import ChatCompletionRequest, CompletionRequest
+
+__all__ = ["ChatCompletionRequest", "CompletionRequest"]

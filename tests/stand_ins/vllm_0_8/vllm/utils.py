@@ -1,0 +1,3 @@
+from vllm_parts import ArgumentParser as FlexibleArgumentParser
+
+__all__ = ["FlexibleArgumentParser"]

@@ -1,0 +1,3 @@
+from vllm_parts import AsyncEngineArgs, AsyncLLMEngine
+
+__all__ = ["AsyncEngineArgs", "AsyncLLMEngine"]

@@ -1,0 +1,3 @@
+from vllm_parts import ChatCompletionRequest
+
+__all__ = ["ChatCompletionRequest"]

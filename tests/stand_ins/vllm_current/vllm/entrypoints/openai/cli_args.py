@@ -1,0 +1,3 @@
+from vllm_parts import make_arg_parser
+
+__all__ = ["make_arg_parser"]

@@ -1,0 +1,3 @@
+from vllm_parts import CompletionRequest
+
+__all__ = ["CompletionRequest"]
