@@ -45,6 +45,11 @@ PROFILER_DIRECTORY = Path("/tmp/pytorch_profiler")  # noqa: S108  # where users 
 PROFILER_OFF = ("", "0", "false", "no", "off")
 
 
+def _evaluating(model: Any) -> Any:
+    """The model without dropout and the like: subclasses that replace a loader leave that to us, or return no module."""
+    return model.eval() if isinstance(model, torch.nn.Module) else model
+
+
 class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that is itself usable
     """Serves a model with a tensor in and a tensor out, and is the base of handlers for anything else.
 
@@ -123,10 +128,7 @@ class BaseHandler(ABC):  # noqa: B024  # the public contract: a base class that 
             )
         recognised = weights.recognise(self.model_pt_path)
         if recognised is Format.TORCHSCRIPT:
-            model = self._load_torchscript_model(self.model_pt_path)
-            if isinstance(model, torch.nn.Module):
-                model.eval()  # a subclass that replaces the loader leaves this to us
-            return model
+            return _evaluating(self._load_torchscript_model(self.model_pt_path))
         if recognised is Format.ONNX:
             self._make_device_current()
             return setup_ort_session(self.model_pt_path, self.map_location)
