@@ -46,7 +46,7 @@ PROFILER_OFF = ("", "0", "false", "no", "off")
 
 
 def _evaluating(model: Any) -> Any:
-    """The model without dropout and the like: subclasses that replace a loader leave that to us, or return no module."""
+    """The model without dropout and the like: who replaces a loader leaves that to us, or returns no module."""
     return model.eval() if isinstance(model, torch.nn.Module) else model
 
 
