@@ -19,6 +19,7 @@ from mariner.setting_values import Found, format_value, read_value
 from mariner.settings import (
     SETTINGS,
     VERSION,
+    AccessLogging,
     BatchingPolicy,
     Config,
     Flag,
@@ -35,6 +36,7 @@ from mariner.snapshot_files import newest_snapshot, snapshot_directory
 __all__ = [
     "SETTINGS",
     "VERSION",
+    "AccessLogging",
     "Address",
     "BatchingPolicy",
     "Config",

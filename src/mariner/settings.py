@@ -24,6 +24,7 @@ from mariner.address import Address, Scheme
 __all__ = [
     "SETTINGS",
     "VERSION",
+    "AccessLogging",
     "BatchingPolicy",
     "Config",
     "Flag",
@@ -64,6 +65,15 @@ class MetricsMode(Enum):
     PROMETHEUS = "prometheus"
     LOG = "log"
     LEGACY = "legacy"
+
+
+class AccessLogging(Enum):
+    """Which answers get a line in the access log."""
+
+    AUTO = "auto"  # as many as cost little, and all errors
+    ALL = "all"
+    ERRORS = "errors"
+    OFF = "off"
 
 
 class LogFormat(Enum):
@@ -447,7 +457,10 @@ class Config:
     metrics_location: Path = setting(
         Path("logs"), ours=True, always_env="METRICS_LOCATION", doc="Directory of metrics log files."
     )
-    access_log: bool = setting(True, ours=True, doc="Writes a line for each answer to `access_log.log`.")
+    access_log: AccessLogging = setting(
+        AccessLogging.AUTO, ours=True,
+        doc="Which answers get a line in `access_log.log`: `auto` is all of them up to 10,000 in a second, and errors.",
+    )  # fmt: skip
 
     token_authorization: TokenAuthorization = setting(
         TokenAuthorization.AUTO, heading="Access", ours=True,

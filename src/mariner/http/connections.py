@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -11,11 +12,10 @@ from mariner.bodies import Arena
 from mariner.errors import MarinerError
 from mariner.http.exchange import Exchange, HeaderPairs
 from mariner.http.timing import Ration
+from mariner.logs import AccessLog
 
-__all__ = ["AccessLog", "Application", "Connection", "Connections", "Limits"]
+__all__ = ["Application", "Connection", "Connections", "Limits"]
 
-AccessLog = Callable[[bytes, bytes, int, float], None]
-"""Takes a client's address, its request line, the status of the answer, and the seconds it took."""
 
 _READ_SIZE = 65_536  # what one read may bring; also bounds how many pipelined requests arrive at once
 
@@ -46,6 +46,7 @@ class Limits:
         body_timeout: between two pieces of a body, and between two pieces that a reader of an answer takes.
         keep_alive_timeout: without a request.
         timed_answers: predictions of each second that say where their time went; the others save the cost.
+        access_lines: answers of each second that get a line in the access log; beyond them only errors do.
     """
 
     max_request_size: int = 6_553_500
@@ -56,6 +57,7 @@ class Limits:
     body_timeout: float = 60.0
     keep_alive_timeout: float = 300.0
     timed_answers: int = 0
+    access_lines: int = sys.maxsize
 
 
 class Head(NamedTuple):
@@ -67,6 +69,7 @@ class Head(NamedTuple):
     fields: dict[bytes, bytes]
     length: int  # of the body
     packed: dict[tuple[bytes, ...], bytes]  # see Exchange
+    line: bytes  # see Exchange
 
 
 class Heads:
@@ -118,6 +121,7 @@ class Connections:
         self.arena = arena
         self.access_log = access_log
         self.ration = Ration(limits.timed_answers)
+        self.access_lines = Ration(limits.access_lines)
         # One buffer for all: between get_buffer() and buffer_updated() nothing else runs, and the parser copies.
         self.buffer = memoryview(bytearray(_READ_SIZE))
         self.heads = Heads()
@@ -144,6 +148,11 @@ class Connections:
         """Closes what is overdue."""
         self.now = self._clock()
         self.ration.refill()
+        if self.access_log is not None:
+            self.access_log.flush()
+            if self.access_lines.left <= 0 < self.access_lines.per_second:
+                self.access_log.tell_rationed(self.access_lines.per_second)
+            self.access_lines.refill()
         for connection in list(self._open):
             connection.check_deadlines(self.now)
 

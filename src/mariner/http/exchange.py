@@ -149,6 +149,7 @@ class Exchange:
         http10: the client speaks HTTP/1.0, which has no chunks.
         error: the protocol's own answer to a request that cannot be handled; None hands it to the application.
         packed: the headers as handlers get them, by what was added to them; shared by requests with the same head.
+        line: the request as the access log shows it, if that was made before.
         on_cancel: called once if the client goes before the answer is complete.
     """
 
@@ -160,6 +161,7 @@ class Exchange:
         "http10",
         "id",
         "keep_alive",
+        "line",
         "method",
         "on_cancel",
         "packed",
@@ -189,6 +191,7 @@ class Exchange:
         self.keep_alive = True
         self.http10 = False
         self.error: MarinerError | None = None
+        self.line = b""
         self.packed: dict[tuple[bytes, ...], bytes] | None = None
         self.on_cancel: Callable[[], object] | None = None
         self.state: ExchangeState = _OPEN

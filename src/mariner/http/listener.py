@@ -18,8 +18,9 @@ from mariner.address import Address, Scheme
 from mariner.bodies import Arena
 from mariner.errors import ConfigurationError
 from mariner.http.app import App
-from mariner.http.connections import AccessLog, Connections, Limits
+from mariner.http.connections import Connections, Limits
 from mariner.http.protocol import HttpProtocol
+from mariner.logs import AccessLog
 
 __all__ = ["HttpListener", "bind"]
 

@@ -14,7 +14,6 @@ from collections import deque
 from contextlib import suppress
 from enum import IntEnum
 from math import inf
-from time import monotonic
 from typing import cast
 
 import httptools
@@ -23,6 +22,7 @@ from mariner.bodies import Slot
 from mariner.errors import BadRequest, MarinerError, PayloadTooLarge, RequestTimeout, ServiceUnavailable
 from mariner.http.connections import Connections, Head
 from mariner.http.exchange import Exchange
+from mariner.logs import client_part, request_part
 
 __all__ = ["HttpProtocol"]
 
@@ -64,6 +64,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.ration = connections.ration
         self.answered = connections.app.finished
         self._access_log = connections.access_log
+        self._access_lines = connections.access_lines
         if self._access_log is not None:
             self.answered = self._answered
         self._handed_over = 0.0  # when the application got the running request
@@ -71,7 +72,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._fd = -1
         self._parser = httptools.HttpRequestParser(self)
         self._peer = "unix"
-        self._client = b"127.0.0.1"  # as the access log shows it
+        self._client = client_part("127.0.0.1")
         self._deadline = inf
 
         # what is being received
@@ -110,7 +111,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if isinstance(peername, tuple):
             self._peer = str(peername[0])
             host = f"[{self._peer}]" if ":" in self._peer else self._peer
-            self._client = f"/{host}:{peername[1]}".encode()
+            self._client = client_part(f"/{host}:{peername[1]}")
         connections = self._connections
         connections.add(self)
         socket = transport.get_extra_info("socket")
@@ -174,6 +175,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         exchange = Exchange(self, head.method, head.target, head.raw_headers, head.fields, self._peer)
         exchange.body = body
         exchange.packed = head.packed
+        exchange.line = head.line
         self._deadline = inf
         self._queue.append(exchange)
         if self._last or self._connections.closing:
@@ -194,7 +196,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
             and exchange.fields.keys().isdisjoint(_UNCOMMON)
         ):
             length = len(exchange.body)
-            known = Head(exchange.method, exchange.target, exchange.raw_headers, exchange.fields, length, {})
+            line = request_part(exchange.method, exchange.target)
+            known = Head(exchange.method, exchange.target, exchange.raw_headers, exchange.fields, length, {}, line)
             self._connections.heads.remember(head, known)
 
     def _parse(self, data: memoryview) -> None:
@@ -413,7 +416,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         while queue and self._active is None and not self._blocked:
             exchange = self._active = queue.popleft()
             if self._access_log is not None:
-                self._handed_over = monotonic()
+                self._handed_over = self._access_log.now()
             if exchange.error is None:
                 app.handle(exchange)
             else:
@@ -453,11 +456,14 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _answered(self, status: int) -> None:
         self._app.finished(status)
-        exchange = self._active
-        if exchange is not None and self._access_log is not None:
-            protocol = b"HTTP/1.0" if exchange.http10 else b"HTTP/1.1"
-            request = b"%b %b %b" % (exchange.method.encode(), exchange.target, protocol)
-            self._access_log(self._client, request, status, monotonic() - self._handed_over)
+        exchange, log = self._active, self._access_log
+        if exchange is None or log is None:
+            return
+        ration = self._access_lines
+        if ration.left > 0 or status >= 400:
+            ration.left -= 1
+            line = exchange.line or request_part(exchange.method, exchange.target, http10=exchange.http10)
+            log.write(self._client, line, status, self._handed_over)
 
     def finished(self, exchange: Exchange) -> None:
         self._active = None

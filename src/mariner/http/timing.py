@@ -18,7 +18,7 @@ __all__ = ["Ration", "TimedDelivery", "Write"]
 
 
 class Ration:
-    """How many more answers may tell their times, of those that a second allows.
+    """How many more answers may have something costly, of those that a second allows.
 
     Args:
         per_second: all of them.
