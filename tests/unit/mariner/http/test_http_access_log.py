@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Self
 
 import pytest
 from conftest import Clock
@@ -29,7 +30,7 @@ class Scene:
             access_log=AccessLog(self.chunks.append, clock=lambda: 1_800_000_000.0),
         )
 
-    async def __aenter__(self) -> Scene:
+    async def __aenter__(self) -> Self:
         await self.listener.start()
         self.client = Client(*await asyncio.open_connection("127.0.0.1", self.listener.address.port))
         return self
