@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 from collections import deque
 from contextlib import suppress
 from enum import IntEnum
@@ -21,7 +22,7 @@ import httptools
 from mariner.bodies import Slot
 from mariner.errors import BadRequest, MarinerError, PayloadTooLarge, RequestTimeout, ServiceUnavailable
 from mariner.http.connections import Connections, Head
-from mariner.http.exchange import Exchange
+from mariner.http.exchange import Exchange, ExchangeState
 
 __all__ = ["HttpProtocol"]
 
@@ -34,7 +35,9 @@ _MAX_QUEUED = 16  # pipelined requests that may wait before the connection is re
 _MAX_UNSENT = 4 << 20  # bytes of a stream that may wait for a slow reader before the connection is cut
 _DRAIN_SIZE = 1 << 20  # a refused body up to this size is read and dropped to keep the connection
 _LINGER = 5.0  # seconds a refused client has to read the answer while its bytes are dropped
+_PATIENCE = 0.1  # seconds for the answer to a client that sends no more, before it is asked whether it has left
 
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 _INVALID = "Invalid HTTP message."
 _TOO_LONG = "The head of the request is over max_header_size."
 
@@ -63,6 +66,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self.answered = connections.app.finished
         self._transport: asyncio.Transport | None = None
         self._fd = -1
+        self._direct = False  # bytes may go past the transport
         self._parser = httptools.HttpRequestParser(self)
         self._peer = "unix"
         self._deadline = inf
@@ -81,6 +85,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._overhead = 0  # bytes received without a complete head or a byte of the body
         self._read = 0  # length of the current read
         self._deaf = False  # what the client still sends is dropped
+        self._half_closed = False  # the client sends nothing more, but may be there
 
         # what is being answered
         self._queue: deque[Exchange] = deque()
@@ -107,6 +112,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         socket = transport.get_extra_info("socket")
         if socket is not None:
             self._fd = socket.fileno()
+            self._direct = transport.get_extra_info("sslcontext") is None
         self._deadline = connections.now + self._limits.header_timeout
         if len(connections) > self._limits.max_connections:
             self._fail(ServiceUnavailable("Too many connections are open.", retry_after=1.0))
@@ -117,16 +123,40 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._connections.discard(self)
         self._transport = None
+        self._fd = -1
         self._parser = None
         self._deaf = self._ended = True
         self._cancel()
 
     def eof_received(self) -> bool:
-        # A client that has closed and one that has only finished sending look the same here. The first is the common
-        # one by far, and its work must not go on.
-        self._deaf = self._ended = True
-        self._cancel()
-        return False
+        # A client that has closed and one that has only finished sending look the same here.
+        last = self._queue[-1] if self._queue else self._active
+        if last is None or self._ended or _hung_up(self._fd):
+            self._deaf = self._ended = True
+            self._cancel()
+            return False
+        last.keep_alive = False
+        self._deaf = self._half_closed = True
+        self._drop_receiving()
+        asyncio.get_running_loop().call_later(_PATIENCE, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Finds out whether a client that sends nothing more has left: its work must not go on then.
+
+        A system whose program has closed the connection objects to the next byte. An interim answer is one that every
+        client of HTTP/1.1 skips.
+        """
+        exchange = self._active
+        if _hung_up(self._fd):
+            self.abort()
+        elif exchange is not None and exchange.state is ExchangeState.OPEN and not exchange.http10:
+            self.write(_CONTINUE)
+            asyncio.get_running_loop().call_later(_PATIENCE, self._leave_if_hung_up)  # most objections are here by then
+
+    def _leave_if_hung_up(self) -> None:
+        if _hung_up(self._fd):
+            self.abort()
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         target = self._target
@@ -288,7 +318,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._allocate(exchange, length, fields.get(b"content-type", b""))
         # Nothing must be written in front of the answers that are due before; such a client may send its body as well.
         if expect and self._active is None and not self._queue:
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.write(_CONTINUE)
 
     def _allocate(self, exchange: Exchange, length: int, content_type: bytes) -> None:
         arena = self._connections.arena
@@ -413,7 +443,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _pause_or_resume(self) -> None:
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._half_closed:
             return
         queued = sum(e.body.size if isinstance(e.body, Slot) else len(e.body) for e in self._queue)
         full = len(self._queue) > _MAX_QUEUED or queued > self._limits.shared_body_threshold
@@ -434,7 +464,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         self._written += len(data)
         # With nothing waiting, the transport would do the same a moment later, at three times the cost.
-        if self._fd >= 0 and not transport.get_write_buffer_size():
+        if self._direct and not transport.get_write_buffer_size():
             with suppress(OSError):  # not now, or not any more: the transport finds out which
                 data = data[os.write(self._fd, data) :]
         if data:
@@ -443,7 +473,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def finished(self, exchange: Exchange) -> None:
         self._active = None
         if self._last or not exchange.keep_alive:
-            self._close(linger=exchange.error is not None)
+            self._close(linger=exchange.error is not None and not self._half_closed)
         else:
             if self._phase is _IDLE:
                 self._deadline = self._connections.now + self._limits.keep_alive_timeout
@@ -474,10 +504,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _cancel(self) -> None:
         """Nobody is there to be answered."""
-        self._target = None
-        receiving, self._receiving = self._receiving, None
-        if receiving is not None:
-            receiving.release()
+        self._drop_receiving()
         queued = list(self._queue)
         self._queue.clear()
         for exchange in queued:
@@ -485,6 +512,16 @@ class HttpProtocol(asyncio.BufferedProtocol):
         active, self._active = self._active, None
         if active is not None:
             active.cancel()
+
+    def _drop_receiving(self) -> None:
+        """The rest of the request that is arriving will not come."""
+        self._phase = _IDLE
+        self._deadline = inf
+        self._body = b""
+        self._target = None
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            receiving.release()
 
     def abort(self) -> None:
         self._deaf = self._ended = True
@@ -504,6 +541,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
+        if self._half_closed:
+            self._leave_if_hung_up()
         unsent = transport.get_write_buffer_size()
         if not unsent:
             self._sent = -1
@@ -524,3 +563,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._deadline = now + self._limits.keep_alive_timeout  # the client is not idle: it is still reading
         else:
             self._close()
+
+
+def _hung_up(fd: int) -> bool:
+    """The other side of the socket has let go of it, as far as this system has heard; False without a socket."""
+    if fd < 0:
+        return False
+    poller = select.poll()
+    poller.register(fd, 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))
