@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import ssl
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -23,6 +24,7 @@ from mariner import logs
 from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
+from mariner.certificates import load_context
 from mariner.config import Address, Config, Scheme
 from mariner.devices import Accelerators, CpuMeter, read_system
 from mariner.engines.local import LocalEngine
@@ -105,14 +107,22 @@ class Server:
             )
             undo.push_async_callback(models.drain, 0.0)
             # Before any worker is started and any key is written: a port that is taken must have no consequences.
-            bindings = [(address, kinds, bind(address)) for address, kinds in _bindings(config)]
+            tls = _make_tls(config)
+            bindings = []
+            for address, kinds in _bindings(config):
+                bound = bind(address)
+                undo.callback(bound.release)
+                bindings.append((bound, kinds))
             access = _make_access(config)
             if access.keys is not None:
                 undo.callback(access.keys.remove_file)
             listeners = []
-            for address, kinds, bound in bindings:
+            for bound, kinds in bindings:
                 app = _make_app(config, models, access, kinds)
-                listener = HttpListener(address, app, bound=bound, limits=_limits(config), arena=arena)
+                context = tls if bound.address.scheme is Scheme.HTTPS else None
+                listener = HttpListener(
+                    bound.address, app, bound=bound, limits=_limits(config), arena=arena, tls=context
+                )
                 undo.push_async_callback(listener.close)
                 listeners.append((kinds, listener))
             await models.load_initial_models(config.load_models)
@@ -199,6 +209,19 @@ def _limits(config: Config) -> Limits:
         header_timeout=config.client_header_timeout,
         body_timeout=config.client_body_timeout,
         keep_alive_timeout=config.keep_alive_timeout,
+    )
+
+
+def _make_tls(config: Config) -> ssl.SSLContext | None:
+    """Key and certificate of the ``https`` listeners, if there are any."""
+    if all(address.scheme is not Scheme.HTTPS for address, _ in _bindings(config)):
+        return None
+    return load_context(
+        keystore=config.keystore,
+        keystore_pass=config.keystore_pass,
+        keystore_type=config.keystore_type,
+        private_key_file=config.private_key_file,
+        certificate_file=config.certificate_file,
     )
 
 
