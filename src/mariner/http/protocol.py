@@ -225,16 +225,26 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._check_progress(self._read)
 
     def _feed(self, data: memoryview) -> None:
+        while data:
+            data = self._feed_up_to_upgrade(data)
+
+    def _feed_up_to_upgrade(self, data: memoryview) -> memoryview:
+        """Parses as far as the parser goes; what is left stands behind a head that asked for another protocol."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            data = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             if not self._deaf:  # else: bytes after the last request
                 cause = error.__context__
                 if isinstance(cause, Exception) and not isinstance(cause, MarinerError):
                     logger.error("A request could not be received", exc_info=cause)  # noqa: TRY400 - the parser's is empty
                 self._fail(cause if isinstance(cause, MarinerError) else BadRequest(_INVALID))
+            return data[:0]
+        else:
+            return data[:0]
+        self._decline_upgrade()
+        return data
 
     def on_message_begin(self) -> None:
         if self._replaying:
@@ -294,7 +304,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if version not in {"1.0", "1.1"}:
             raise BadRequest(_INVALID, hint=f"This server speaks HTTP/1.1, not HTTP/{version}.")
         exchange.http10 = version == "1.0"
-        if not self._parser.should_keep_alive():
+        if not self._parser.should_keep_alive() or b"close" in exchange.fields.get(b"connection", b"").lower():
             exchange.keep_alive = False
 
     def _expect_body(self, exchange: Exchange, fields: dict[bytes, bytes]) -> None:
@@ -378,7 +388,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
             self._complete(exchange)
 
-    def _decline_upgrade(self, rest: memoryview) -> None:
+    def _decline_upgrade(self) -> None:
         """Stays with HTTP/1.1, as the client must expect: the body, if there is one, follows the head."""
         exchange = self._receiving
         assert exchange is not None
@@ -392,8 +402,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
         self._replaying = False
-        if rest:
-            self._feed(rest)
 
     def _check_progress(self, nbytes: int) -> None:
         """Bounds what a request may send without getting on: an endless header, trailer or chunk extension."""

@@ -65,8 +65,8 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._socket: asyncio.Transport | None = None
         self._fd = -1
         self._paused = False  # reading
-        self._goodbye = False  # the client has said in TLS that it sends nothing more
-        self._finished = False  # the protocol knows that the client sends nothing more
+        self._eof = False  # the client sends nothing more
+        self._eof_told = False  # the protocol knows
         self._broken = False  # what it sent is no TLS
 
     # -- towards the socket ------------------------------------------------------------------------------------------
@@ -82,13 +82,16 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
         self._protocol.connection_lost(error)
 
     def eof_received(self) -> bool:
-        return self._state is _OPEN and self._finish()
+        if self._state is _OPEN:
+            self._eof = True
+            self._deliver()  # what was left over while reading was paused comes first
+        return self._state is _OPEN
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         return self._buffer
 
     def buffer_updated(self, nbytes: int) -> None:
-        if self._state is _ENDED or self._goodbye:
+        if self._state is _ENDED or self._eof:
             return
         data = self._buffer[:nbytes]
         if self._state is _NEW:
@@ -142,15 +145,10 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
             self._flush()
         if self._broken:
             self.abort()
-        elif self._goodbye and not self._paused and not self._finish():
-            self.close()
-
-    def _finish(self) -> bool:
-        """Tells the protocol that the client sends nothing more; True if the connection stays for the answers."""
-        if self._finished:
-            return True
-        self._finished = True
-        return self._protocol.eof_received()
+        elif self._eof and not self._paused and not self._eof_told:
+            self._eof_told = True
+            if not self._protocol.eof_received():
+                self.close()
 
     def _decrypt(self, buffer: memoryview) -> tuple[int, bool]:
         """Fills a buffer as far as possible.
@@ -165,14 +163,14 @@ class TlsTransport(asyncio.BufferedProtocol, asyncio.Transport):
                 got = cast("int", tls.read(room - size, buffer[size:]))  # at most one record
                 size += got
                 if not got:
-                    self._goodbye = True
+                    self._eof = True
                     return size, False
                 if not incoming.pending and not tls.pending():
                     return size, False
         except ssl.SSLWantReadError:
             return size, False
         except ssl.SSLZeroReturnError:
-            self._goodbye = True
+            self._eof = True
             return size, False
         except ssl.SSLError as error:
             self._log("broke", error)

@@ -154,6 +154,34 @@ async def test_an_upgrade_with_chunks_is_declined_and_the_body_still_read(runnin
     assert (await client.answer()).body == b"n"
 
 
+async def test_any_number_of_upgrades_is_declined(running: Running) -> None:
+    client = await running.connect()
+    upgrade = get("/ping", "Connection: upgrade", "Upgrade: x")
+    count = 60_000 // len(upgrade)  # in one read: more than calls may be nested
+    await client.send(upgrade * count + post(body=b"last"))
+    assert {(await client.answer()).status for _ in range(count)} == {200}
+    assert (await client.answer()).body == b"last"
+
+
+async def test_what_is_wrong_behind_an_upgrade_is_told_as_it_is(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    running = await start(limits=SMALL)
+    client = await running.connect()
+    upgrade = get("/ping", "Connection: upgrade", "Upgrade: x")
+    await client.send(upgrade + get("/predictions/m", "Content-Length: 99999999", method="POST"))
+    assert [(await client.answer()).status for _ in "ab"] == [200, 413]
+    client = await running.connect()
+    await client.send(upgrade + b"NONSENSE\r\n\r\n")
+    assert [(await client.answer()).status for _ in "ab"] == [200, 400]
+    assert caplog.records == []
+
+
+async def test_close_outweighs_keep_alive_in_http_1_0(running: Running) -> None:
+    client = await running.connect()
+    answer = await client.ask(b"GET /ping HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n")
+    assert answer.headers["connection"] == "close"
+    assert await client.closed()
+
+
 # -- bodies ----------------------------------------------------------------------------------------------------------
 
 

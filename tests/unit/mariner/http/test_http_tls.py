@@ -23,6 +23,7 @@ from mariner.bodies import Arena
 from mariner.http.app import App
 from mariner.http.connections import Limits
 from mariner.http.listener import HttpListener
+from mariner.http.tls import TlsTransport
 from mariner.jobs import Job, Reply
 from mariner.model_server import ModelServer
 from tls_files import Pair
@@ -311,6 +312,19 @@ async def test_a_client_that_only_finished_sending_gets_its_answers(running: Run
     assert [piece.split(b" ")[0] for piece in received.split(b"HTTP/1.1 ")[1:]] == [b"200", b"200"]
     assert received.endswith(b"second")
     await wait_for_connections(running, 0)
+
+
+async def test_the_end_of_a_connection_comes_after_what_was_received_before(running: Running) -> None:
+    client = await connect(running)
+    transport = running.connection._transport
+    assert isinstance(transport, TlsTransport)
+    transport._paused = True  # of the two event loops, one hands on the end before a paused reader is called again
+    await client.send(post(body=b"x"))
+    client.plain.writer.write_eof()
+    await until(lambda: transport._eof)
+    assert not running.models.jobs
+    transport.resume_reading()
+    assert (await client.read_all()).endswith(b"\r\n\r\nx")
 
 
 async def test_work_for_a_client_that_has_gone_is_cancelled(running: Running) -> None:
