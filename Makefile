@@ -6,10 +6,10 @@ BIN := .venv/bin
 SETUP := .venv/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test fmt lint check bench docs
+.PHONY: help setup demo serve test fuzz-http fmt lint check bench docs
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## create .venv and install what development needs
 
@@ -33,6 +33,9 @@ serve: $(SETUP) ## the same, but leave the server running (PORT=8080)
 
 test: $(SETUP) ## run the whole test suite
 	$(BIN)/python -m pytest
+
+fuzz-http: $(SETUP) ## 200,000 malformed, split and half-closed HTTP inputs against the server
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/http_fuzzer.py
 
 fmt: $(SETUP) ## format the code
 	$(BIN)/ruff format .

@@ -277,7 +277,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if 2 * len(fields) != len(raw) or self._overhead >= 0 or self._read > limits.max_header_size:
             self._check_head(exchange)
             fields = exchange.fields
-        self._overhead = 0
+        self._overhead = -1
         if self._last or self._connections.closing:
             exchange.keep_alive = False
         if b"connection" in fields or not parser.should_keep_alive():
@@ -304,7 +304,11 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if version not in {"1.0", "1.1"}:
             raise BadRequest(_INVALID, hint=f"This server speaks HTTP/1.1, not HTTP/{version}.")
         exchange.http10 = version == "1.0"
-        if not self._parser.should_keep_alive() or b"close" in exchange.fields.get(b"connection", b"").lower():
+        raw = exchange.raw_headers
+        connection = b",".join(
+            value for name, value in zip(raw[::2], raw[1::2], strict=True) if name.lower() == b"connection"
+        )
+        if not self._parser.should_keep_alive() or b"close" in connection.lower():  # the parser errs about HTTP/1.0
             exchange.keep_alive = False
 
     def _expect_body(self, exchange: Exchange, fields: dict[bytes, bytes]) -> None:

@@ -177,7 +177,7 @@ async def test_what_is_wrong_behind_an_upgrade_is_told_as_it_is(start: Start, ca
 
 async def test_close_outweighs_keep_alive_in_http_1_0(running: Running) -> None:
     client = await running.connect()
-    answer = await client.ask(b"GET /ping HTTP/1.0\r\nConnection: keep-alive, close\r\n\r\n")
+    answer = await client.ask(b"GET /ping HTTP/1.0\r\nConnection: x\r\nConnection: keep-alive, close\r\n\r\n")
     assert answer.headers["connection"] == "close"
     assert await client.closed()
 
@@ -557,6 +557,13 @@ def test_the_whole_stream_is_answered_as_it_should() -> None:
 
 def test_the_stream_byte_by_byte_gets_the_same_answers() -> None:
     assert answers_to([STREAM[position : position + 1] for position in range(len(STREAM))]) == WHOLE
+
+
+def test_what_came_before_a_request_in_one_read_does_not_count_against_it() -> None:
+    chunked = get("/predictions/m", "Transfer-Encoding: chunked", method="POST")
+    written, seen = answers_to([post(body=b"x" * 1000) * 3 + chunked, b"1", b"\r\ny\r\n0\r\n\r\n"])
+    assert written.count(b"HTTP/1.1 200 OK") == len(seen) == 4
+    assert written.endswith(b"y")
 
 
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
