@@ -192,7 +192,7 @@ def _read_body(sent: bytes, start: int, request: _Request, answer: Expected, bou
     length = int(lengths[0][:30]) if lengths else 0
     _check_expectation(request, answer, too_large=length > bounds.body)
     if length > bounds.body:
-        if length > DRAINED or answer.interim:
+        if length > DRAINED or (answer.interim and len(request.values(b"expect")) == 1):
             raise _Invalid(413) if length < 1 << 63 else _Invalid(400, 413)
         answer.statuses = {413}
     if codings:
