@@ -168,38 +168,53 @@ class Target:
 
 async def play(target: Target, wire: Wire, made: Input) -> tuple[bytes, bool]:
     """Sends an input; what came back until the end of the connection, and whether everything was sent."""
-    whole = True
     try:
         await wire.connect()
+    except ConnectionError:
+        return b"", False
+    if made.ending is Ending.STALL:
+        whole = await _send(wire, made)
+        return await _read_to_the_end(target, wire), whole
+    # Who pipelines has to read meanwhile: each side may be waiting for the other to take something.
+    reading = asyncio.ensure_future(_read_to_the_end(None, wire))
+    try:
+        whole = await _send(wire, made)
+        if made.ending is Ending.FINISH:
+            wire.finish()
+            return await reading, whole
+    finally:
+        reading.cancel()
+    await asyncio.wait([reading])
+    if made.ending is Ending.LEAVE:
+        wire.leave()
+    return b"", whole
+
+
+async def _send(wire: Wire, made: Input) -> bool:
+    try:
         for piece, pause in zip(made.pieces, made.pauses, strict=True):
             await wire.send(piece)
             for _ in range(pause):
                 await asyncio.sleep(0)
     except ConnectionError:
-        whole = False
-    match made.ending:
-        case Ending.LEAVE:
-            wire.leave()
-            return b"", whole
-        case Ending.RESET:
-            return b"", whole
-        case Ending.FINISH:
-            wire.finish()
+        return False
+    return True
+
+
+async def _read_to_the_end(stalled: Target | None, wire: Wire) -> bytes:
     received = []
-    while piece := await _receive(target, wire, made.ending):
+    while True:
+        while stalled is not None:
+            # Whoever stalls is waiting for the deadlines of the server, which has a clock of its own here.
+            for _ in range(20):
+                await asyncio.sleep(0)
+            if wire.readable:
+                break
+            stalled.pass_time(400.0)
+        piece = await wire.receive()
+        if not piece:
+            return b"".join(received)
         received.append(piece)
-    return b"".join(received), whole
-
-
-async def _receive(target: Target, wire: Wire, ending: Ending) -> bytes:
-    while ending is Ending.STALL:
-        # Whoever stalls is waiting for the deadlines of the server, which has a clock of its own here.
-        for _ in range(20):
-            await asyncio.sleep(0)
-        if wire.readable:
-            break
-        target.pass_time(400.0)
-    return await wire.receive()
 
 
 def read_answers(data: bytes, expected: Sequence[Expected]) -> list[Answer]:

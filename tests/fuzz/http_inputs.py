@@ -53,7 +53,7 @@ class Ending(Enum):
     """What the client does when everything is sent."""
 
     FINISH = "finishes sending and reads on"
-    LEAVE = "closes without reading"
+    LEAVE = "closes without waiting for its answers"
     RESET = "resets the connection"
     STALL = "sends no more and waits"
 

@@ -111,7 +111,7 @@ def expected_answers(sent: bytes, bounds: Bounds) -> Iterator[Expected]:
             yield answer
             return
         except _Incomplete as incomplete:
-            answer.statuses, answer.optional, answer.closes = incomplete.statuses | {400}, True, True
+            answer.statuses, answer.optional, answer.closes = incomplete.statuses | {400, 417}, True, True
             yield answer
             return
         if answer.statuses == {200}:
