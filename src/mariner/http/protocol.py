@@ -21,14 +21,14 @@ import httptools
 
 from mariner.bodies import Slot
 from mariner.errors import BadRequest, MarinerError, PayloadTooLarge, RequestTimeout, ServiceUnavailable
-from mariner.http.connections import Connections, Head
+from mariner.http.connections import Connections
 from mariner.http.exchange import Exchange, ExchangeState
+from mariner.http.heads import INVALID, MAX_HEADERS, TOO_LONG, Head, check_head, read_framing, read_version
 
 __all__ = ["HttpProtocol"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_HEADERS = 256  # more than any browser or gateway sends
 _MAX_KNOWN = 16_384  # bytes; longer reads are parsed, which costs little beside handling what they bring
 _UNCOMMON = frozenset({b"expect", b"transfer-encoding", b"upgrade"})  # change what follows the head
 _MAX_QUEUED = 16  # pipelined requests that may wait before the connection is read no further
@@ -38,8 +38,6 @@ _LINGER = 5.0  # seconds a refused client has to read the answer while its bytes
 _PATIENCE = 0.1  # seconds for the answer to a client that sends no more, before it is asked whether it has left
 
 _CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
-_INVALID = "Invalid HTTP message."
-_TOO_LONG = "The head of the request is over max_header_size."
 
 
 class _Phase(IntEnum):
@@ -239,7 +237,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
                 cause = error.__context__
                 if isinstance(cause, Exception) and not isinstance(cause, MarinerError):
                     logger.error("A request could not be received", exc_info=cause)  # noqa: TRY400 - the parser's is empty
-                self._fail(cause if isinstance(cause, MarinerError) else BadRequest(_INVALID))
+                self._fail(cause if isinstance(cause, MarinerError) else BadRequest(INVALID))
             return data[:0]
         else:
             return data[:0]
@@ -250,7 +248,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._replaying:
             return
         if self._deaf:
-            raise BadRequest(_INVALID)
+            raise BadRequest(INVALID)
         self._phase = _HEAD
         self._overhead = -1  # this read may have brought earlier requests too: counted from the next one on
         self._deadline = self._connections.now + self._limits.header_timeout
@@ -267,71 +265,41 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._replaying:
             return
         limits, parser = self._limits, self._parser
-        if len(raw) > 2 * _MAX_HEADERS:
-            raise BadRequest(_INVALID, hint=f"A request may have {_MAX_HEADERS} headers.")
+        if len(raw) > 2 * MAX_HEADERS:
+            raise BadRequest(INVALID, hint=f"A request may have {MAX_HEADERS} headers.")
         fields = dict(zip(map(bytes.lower, raw[::2]), raw[1::2], strict=True))
         self._phase = _BODY
         self._size = self._size_before = 0
         exchange = Exchange(self, parser.get_method().decode(), url, raw, fields, self._peer)
         self._receiving = exchange
         if 2 * len(fields) != len(raw) or self._overhead >= 0 or self._read > limits.max_header_size:
-            self._check_head(exchange)
+            check_head(exchange, limits.max_header_size)
             fields = exchange.fields
         self._overhead = -1
         if self._last or self._connections.closing:
             exchange.keep_alive = False
         if b"connection" in fields or not parser.should_keep_alive():
-            self._read_version(exchange)
+            read_version(exchange, parser.get_http_version(), keep_alive=parser.should_keep_alive())
         if parser.should_upgrade():
             if exchange.method == "CONNECT":
-                raise BadRequest(_INVALID, hint="This server is no proxy.")
+                raise BadRequest(INVALID, hint="This server is no proxy.")
             self._upgrade = True
         if b"content-length" in fields or b"transfer-encoding" in fields or b"expect" in fields:
-            self._expect_body(exchange, fields)
+            self._expect_body(exchange)
 
-    def _check_head(self, exchange: Exchange) -> None:
-        raw = exchange.raw_headers
-        names = [name.lower() for name in raw[::2]]
-        exchange.fields = dict(zip(reversed(names), raw[::-2], strict=True))  # of equal names the first wins
-        if sum(map(len, raw)) + 2 * len(raw) + len(exchange.target) > self._limits.max_header_size:
-            raise BadRequest(_INVALID, hint=_TOO_LONG)
-        for name in (b"host", b"transfer-encoding"):
-            if names.count(name) > 1:  # this server and a proxy before it might believe different ones
-                raise BadRequest(_INVALID, hint=f"Send one {name.decode()} header.")
-
-    def _read_version(self, exchange: Exchange) -> None:
-        version = self._parser.get_http_version()
-        if version not in {"1.0", "1.1"}:
-            raise BadRequest(_INVALID, hint=f"This server speaks HTTP/1.1, not HTTP/{version}.")
-        exchange.http10 = version == "1.0"
-        raw = exchange.raw_headers
-        connection = b",".join(
-            value for name, value in zip(raw[::2], raw[1::2], strict=True) if name.lower() == b"connection"
-        )
-        if not self._parser.should_keep_alive() or b"close" in connection.lower():  # the parser errs about HTTP/1.0
-            exchange.keep_alive = False
-
-    def _expect_body(self, exchange: Exchange, fields: dict[bytes, bytes]) -> None:
+    def _expect_body(self, exchange: Exchange) -> None:
         limits = self._limits
         self._deadline = self._connections.now + limits.body_timeout
-        encoding = fields.get(b"transfer-encoding")
-        if encoding is not None and (encoding.lower() != b"chunked" or exchange.http10):
-            raise BadRequest(_INVALID, hint="The only transfer encoding understood is chunked.")
-        length = int(fields.get(b"content-length", b"0"))
-        expect = b"" if exchange.http10 else fields.get(b"expect", b"").lower()
-        if expect not in {b"", b"100-continue"}:
-            refusal = BadRequest("The only expectation understood is 100-continue.")
-            refusal.status = 417
-            raise refusal
+        length, waits = read_framing(exchange)
         if length > limits.max_request_size:
-            if expect or length > _DRAIN_SIZE:
+            if waits or length > _DRAIN_SIZE:
                 raise self._too_large()
             exchange.error = self._too_large()  # the body is short enough to be read and dropped
             return
         if length and length >= limits.shared_body_threshold:
-            self._allocate(exchange, length, fields.get(b"content-type", b""))
+            self._allocate(exchange, length, exchange.fields.get(b"content-type", b""))
         # Nothing must be written in front of the answers that are due before; such a client may send its body as well.
-        if expect and self._active is None and not self._queue:
+        if waits and self._active is None and not self._queue:
             self.write(_CONTINUE)
 
     def _allocate(self, exchange: Exchange, length: int, content_type: bytes) -> None:
@@ -418,7 +386,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             self._overhead += nbytes
             if self._overhead > self._limits.max_header_size:
-                self._fail(BadRequest(_INVALID, hint=_TOO_LONG))
+                self._fail(BadRequest(INVALID, hint=TOO_LONG))
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(
