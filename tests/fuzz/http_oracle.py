@@ -206,7 +206,7 @@ def _check_expectation(request: _Request, answer: Expected, *, too_large: bool) 
     expectations = [] if request.http10 else [value.lower() for value in request.values(b"expect") if value]
     if any(value != b"100-continue" for value in expectations):
         if len(request.values(b"expect")) == 1:
-            raise _Invalid(417, 413) if too_large else _Invalid(417)
+            raise _Invalid(417, 413, 400) if too_large else _Invalid(417)
         request.either = True  # several: which of them counts is nobody's business
     answer.interim = bool(expectations)
 
