@@ -7,10 +7,10 @@ BIN := .venv/bin
 SETUP := .venv/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test fuzz fmt lint check bench oracle docs
+.PHONY: help setup demo serve test fuzz fuzz-http fmt lint check bench oracle docs
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-7s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(SETUP) ## create .venv and install what development needs
 
@@ -39,6 +39,9 @@ test: $(SETUP) ## run the whole test suite
 
 fuzz: $(SETUP) ## ask a real server what nobody would, for minutes (EXAMPLES=500 per operation)
 	MARINER_FUZZ_EXAMPLES=$(EXAMPLES) $(BIN)/python -m pytest tests/fuzz
+
+fuzz-http: $(SETUP) ## 200,000 malformed, split and half-closed HTTP inputs against the server
+	PYTHONPATH=tests $(BIN)/python tests/fuzz/http_fuzzer.py
 
 fmt: $(SETUP) ## format the code
 	$(BIN)/ruff format .

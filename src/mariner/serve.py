@@ -12,6 +12,7 @@ import logging
 import os
 import shutil
 import signal
+import ssl
 import sys
 import tempfile
 import time
@@ -25,6 +26,7 @@ from mariner import logs
 from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
+from mariner.certificates import load_context
 from mariner.config import AccessLogging, Address, Config, Scheme, Source
 from mariner.devices import Accelerators, CpuMeter, Vendor, read_system
 from mariner.engines.local import LocalEngine
@@ -141,15 +143,27 @@ class Server:
             )
             undo.push_async_callback(models.drain, 0.0)
             # Before any worker is started and any key is written: a port that is taken must have no consequences.
-            bindings = [(address, kinds, bind(address)) for address, kinds in _bindings(config)]
+            tls = _make_tls(config)
+            bindings = []
+            for address, kinds in _bindings(config):
+                bound = bind(address)
+                undo.callback(bound.release)
+                bindings.append((bound, kinds))
             access = _make_access(config)
             if access.keys is not None:
                 undo.callback(access.keys.remove_file)
             listeners = []
-            for address, kinds, bound in bindings:
+            for bound, kinds in bindings:
                 app = _make_app(config, models, access, kinds)
+                context = tls if bound.address.scheme is Scheme.HTTPS else None
                 listener = HttpListener(
-                    address, app, bound=bound, limits=_limits(config), arena=arena, access_log=access_log
+                    bound.address,
+                    app,
+                    bound=bound,
+                    limits=_limits(config),
+                    arena=arena,
+                    tls=context,
+                    access_log=access_log,
                 )
                 undo.push_async_callback(listener.close)
                 listeners.append((kinds, listener))
@@ -284,6 +298,19 @@ def _limits(config: Config) -> Limits:
         keep_alive_timeout=config.keep_alive_timeout,
         timed_answers=TIMED_ANSWERS if config.server_timing else 0,
         access_lines=ACCESS_LINES[config.access_log],
+    )
+
+
+def _make_tls(config: Config) -> ssl.SSLContext | None:
+    """Key and certificate of the ``https`` listeners, if there are any."""
+    if all(address.scheme is not Scheme.HTTPS for address, _ in _bindings(config)):
+        return None
+    return load_context(
+        keystore=config.keystore,
+        keystore_pass=config.keystore_pass,
+        keystore_type=config.keystore_type,
+        private_key_file=config.private_key_file,
+        certificate_file=config.certificate_file,
     )
 
 

@@ -259,14 +259,18 @@ class Config:
     )  # fmt: skip
 
     keystore: Path | None = setting(
-        None, heading="TLS", inert=True, doc="PKCS#12 file with key and certificate of `https` listeners."
+        None, heading="TLS", doc="PKCS#12 file with key and certificate of `https` listeners; outranks the PEM files."
     )
     keystore_pass: str = setting(
-        "changeit", shown="`changeit`", inert=True, secret=True, doc="Password of the keystore and its key."
+        "changeit", shown="`changeit`", secret=True, doc="Password of the keystore and its key."
     )
-    keystore_type: str = setting("PKCS12", inert=True, doc="Format of the keystore.")
-    private_key_file: Path | None = setting(None, inert=True, doc="PEM file with the key, where there is no keystore.")
-    certificate_file: Path | None = setting(None, inert=True, doc="PEM file with the certificate chain.")
+    keystore_type: str = setting("PKCS12", doc="Format of the keystore: `PKCS12`.")
+    private_key_file: Path | None = setting(
+        None, doc="PEM file with the unencrypted key of `https` listeners, where there is no keystore."
+    )
+    certificate_file: Path | None = setting(
+        None, doc="PEM file with the certificate, followed by those that lead to its authority."
+    )
     enable_grpc_ssl: bool = setting(False, inert=True, doc="TLS on both gRPC listeners, from the PEM files.")
 
     cors_allowed_origin: str | None = setting(

@@ -6,11 +6,12 @@ import asyncio
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from mariner.bodies import Arena
 from mariner.errors import MarinerError
 from mariner.http.exchange import Exchange, HeaderPairs
+from mariner.http.heads import Heads
 from mariner.http.timing import Ration
 from mariner.logs import AccessLog
 
@@ -58,33 +59,6 @@ class Limits:
     keep_alive_timeout: float = 300.0
     timed_answers: int = 0
     access_lines: int = sys.maxsize
-
-
-class Head(NamedTuple):
-    """A request line and headers that the parser has accepted, shared by all requests that begin with these bytes."""
-
-    method: str
-    target: bytes
-    raw_headers: list[bytes]
-    fields: dict[bytes, bytes]
-    length: int  # of the body
-    packed: dict[tuple[bytes, ...], bytes]  # see Exchange
-    line: bytes  # see Exchange
-
-
-class Heads:
-    """Heads by their bytes. Clients repeat themselves: what was parsed once need not be parsed again."""
-
-    _MOST = 512  # a client that varies its heads fills this once and then costs nothing more
-
-    def __init__(self) -> None:
-        self._known: dict[bytes, Head] = {}
-        self.get = self._known.get
-
-    def remember(self, text: bytes, head: Head) -> None:
-        """Keeps a head; ``text`` is everything up to and including the empty line."""
-        if len(self._known) < self._MOST:
-            self._known[text] = head
 
 
 class Connection(Protocol):

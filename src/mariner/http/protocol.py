@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import select
 from collections import deque
 from contextlib import suppress
 from enum import IntEnum
@@ -20,24 +21,24 @@ import httptools
 
 from mariner.bodies import Slot
 from mariner.errors import BadRequest, MarinerError, PayloadTooLarge, RequestTimeout, ServiceUnavailable
-from mariner.http.connections import Connections, Head
-from mariner.http.exchange import Exchange
+from mariner.http.connections import Connections
+from mariner.http.exchange import Exchange, ExchangeState
+from mariner.http.heads import INVALID, MAX_HEADERS, TOO_LONG, Head, check_head, read_framing, read_version
 from mariner.logs import client_part, request_part
 
 __all__ = ["HttpProtocol"]
 
 logger = logging.getLogger(__name__)
 
-_MAX_HEADERS = 256  # more than any browser or gateway sends
 _MAX_KNOWN = 16_384  # bytes; longer reads are parsed, which costs little beside handling what they bring
 _UNCOMMON = frozenset({b"expect", b"transfer-encoding", b"upgrade"})  # change what follows the head
 _MAX_QUEUED = 16  # pipelined requests that may wait before the connection is read no further
 _MAX_UNSENT = 4 << 20  # bytes of a stream that may wait for a slow reader before the connection is cut
 _DRAIN_SIZE = 1 << 20  # a refused body up to this size is read and dropped to keep the connection
 _LINGER = 5.0  # seconds a refused client has to read the answer while its bytes are dropped
+_PATIENCE = 0.1  # seconds for the answer to a client that sends no more, before it is asked whether it has left
 
-_INVALID = "Invalid HTTP message."
-_TOO_LONG = "The head of the request is over max_header_size."
+_CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 class _Phase(IntEnum):
@@ -70,6 +71,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._handed_over = 0.0  # when the application got the running request
         self._transport: asyncio.Transport | None = None
         self._fd = -1
+        self._direct = False  # bytes may go past the transport
         self._parser = httptools.HttpRequestParser(self)
         self._peer = "unix"
         self._client = client_part("127.0.0.1")
@@ -89,6 +91,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._overhead = 0  # bytes received without a complete head or a byte of the body
         self._read = 0  # length of the current read
         self._deaf = False  # what the client still sends is dropped
+        self._half_closed = False  # the client sends nothing more, but may be there
 
         # what is being answered
         self._queue: deque[Exchange] = deque()
@@ -117,6 +120,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         socket = transport.get_extra_info("socket")
         if socket is not None:
             self._fd = socket.fileno()
+            self._direct = transport.get_extra_info("sslcontext") is None
         self._deadline = connections.now + self._limits.header_timeout
         if len(connections) > self._limits.max_connections:
             self._fail(ServiceUnavailable("Too many connections are open.", retry_after=1.0))
@@ -127,16 +131,40 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def connection_lost(self, _error: Exception | None) -> None:
         self._connections.discard(self)
         self._transport = None
+        self._fd = -1
         self._parser = None
         self._deaf = self._ended = True
         self._cancel()
 
     def eof_received(self) -> bool:
-        # A client that has closed and one that has only finished sending look the same here. The first is the common
-        # one by far, and its work must not go on.
-        self._deaf = self._ended = True
-        self._cancel()
-        return False
+        # A client that has closed and one that has only finished sending look the same here.
+        last = self._queue[-1] if self._queue else self._active
+        if last is None or self._ended or _hung_up(self._fd):
+            self._deaf = self._ended = True
+            self._cancel()
+            return False
+        last.keep_alive = False
+        self._deaf = self._half_closed = True
+        self._drop_receiving()
+        asyncio.get_running_loop().call_later(_PATIENCE, self._probe)
+        return True
+
+    def _probe(self) -> None:
+        """Finds out whether a client that sends nothing more has left: its work must not go on then.
+
+        A system whose program has closed the connection objects to the next byte. An interim answer is one that every
+        client of HTTP/1.1 skips.
+        """
+        exchange = self._active
+        if _hung_up(self._fd):
+            self.abort()
+        elif exchange is not None and exchange.state is ExchangeState.OPEN and not exchange.http10:
+            self.write(_CONTINUE)
+            asyncio.get_running_loop().call_later(_PATIENCE, self._leave_if_hung_up)  # most objections are here by then
+
+    def _leave_if_hung_up(self) -> None:
+        if _hung_up(self._fd):
+            self.abort()
 
     def get_buffer(self, _sizehint: int) -> memoryview:
         target = self._target
@@ -207,22 +235,32 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._check_progress(self._read)
 
     def _feed(self, data: memoryview) -> None:
+        while data:
+            data = self._feed_up_to_upgrade(data)
+
+    def _feed_up_to_upgrade(self, data: memoryview) -> memoryview:
+        """Parses as far as the parser goes; what is left stands behind a head that asked for another protocol."""
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
-            self._decline_upgrade(data[upgrade.args[0] :])
+            data = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
             if not self._deaf:  # else: bytes after the last request
                 cause = error.__context__
                 if isinstance(cause, Exception) and not isinstance(cause, MarinerError):
                     logger.error("A request could not be received", exc_info=cause)  # noqa: TRY400 - the parser's is empty
-                self._fail(cause if isinstance(cause, MarinerError) else BadRequest(_INVALID))
+                self._fail(cause if isinstance(cause, MarinerError) else BadRequest(INVALID))
+            return data[:0]
+        else:
+            return data[:0]
+        self._decline_upgrade()
+        return data
 
     def on_message_begin(self) -> None:
         if self._replaying:
             return
         if self._deaf:
-            raise BadRequest(_INVALID)
+            raise BadRequest(INVALID)
         self._phase = _HEAD
         self._overhead = -1  # this read may have brought earlier requests too: counted from the next one on
         self._deadline = self._connections.now + self._limits.header_timeout
@@ -239,68 +277,42 @@ class HttpProtocol(asyncio.BufferedProtocol):
         if self._replaying:
             return
         limits, parser = self._limits, self._parser
-        if len(raw) > 2 * _MAX_HEADERS:
-            raise BadRequest(_INVALID, hint=f"A request may have {_MAX_HEADERS} headers.")
+        if len(raw) > 2 * MAX_HEADERS:
+            raise BadRequest(INVALID, hint=f"A request may have {MAX_HEADERS} headers.")
         fields = dict(zip(map(bytes.lower, raw[::2]), raw[1::2], strict=True))
         self._phase = _BODY
         self._size = self._size_before = 0
         exchange = Exchange(self, parser.get_method().decode(), url, raw, fields, self._peer)
         self._receiving = exchange
         if 2 * len(fields) != len(raw) or self._overhead >= 0 or self._read > limits.max_header_size:
-            self._check_head(exchange)
+            check_head(exchange, limits.max_header_size)
             fields = exchange.fields
-        self._overhead = 0
+        self._overhead = -1
         if self._last or self._connections.closing:
             exchange.keep_alive = False
         if b"connection" in fields or not parser.should_keep_alive():
-            self._read_version(exchange)
+            read_version(exchange, parser.get_http_version(), keep_alive=parser.should_keep_alive())
         if parser.should_upgrade():
             if exchange.method == "CONNECT":
-                raise BadRequest(_INVALID, hint="This server is no proxy.")
+                raise BadRequest(INVALID, hint="This server is no proxy.")
             self._upgrade = True
         if b"content-length" in fields or b"transfer-encoding" in fields or b"expect" in fields:
-            self._expect_body(exchange, fields)
+            self._expect_body(exchange)
 
-    def _check_head(self, exchange: Exchange) -> None:
-        raw = exchange.raw_headers
-        names = [name.lower() for name in raw[::2]]
-        exchange.fields = dict(zip(reversed(names), raw[::-2], strict=True))  # of equal names the first wins
-        if sum(map(len, raw)) + 2 * len(raw) + len(exchange.target) > self._limits.max_header_size:
-            raise BadRequest(_INVALID, hint=_TOO_LONG)
-        for name in (b"host", b"transfer-encoding"):
-            if names.count(name) > 1:  # this server and a proxy before it might believe different ones
-                raise BadRequest(_INVALID, hint=f"Send one {name.decode()} header.")
-
-    def _read_version(self, exchange: Exchange) -> None:
-        version = self._parser.get_http_version()
-        if version not in {"1.0", "1.1"}:
-            raise BadRequest(_INVALID, hint=f"This server speaks HTTP/1.1, not HTTP/{version}.")
-        exchange.http10 = version == "1.0"
-        if not self._parser.should_keep_alive():
-            exchange.keep_alive = False
-
-    def _expect_body(self, exchange: Exchange, fields: dict[bytes, bytes]) -> None:
+    def _expect_body(self, exchange: Exchange) -> None:
         limits = self._limits
         self._deadline = self._connections.now + limits.body_timeout
-        encoding = fields.get(b"transfer-encoding")
-        if encoding is not None and (encoding.lower() != b"chunked" or exchange.http10):
-            raise BadRequest(_INVALID, hint="The only transfer encoding understood is chunked.")
-        length = int(fields.get(b"content-length", b"0"))
-        expect = b"" if exchange.http10 else fields.get(b"expect", b"").lower()
-        if expect not in {b"", b"100-continue"}:
-            refusal = BadRequest("The only expectation understood is 100-continue.")
-            refusal.status = 417
-            raise refusal
+        length, waits = read_framing(exchange)
         if length > limits.max_request_size:
-            if expect or length > _DRAIN_SIZE:
+            if waits or length > _DRAIN_SIZE:
                 raise self._too_large()
             exchange.error = self._too_large()  # the body is short enough to be read and dropped
             return
         if length and length >= limits.shared_body_threshold:
-            self._allocate(exchange, length, fields.get(b"content-type", b""))
+            self._allocate(exchange, length, exchange.fields.get(b"content-type", b""))
         # Nothing must be written in front of the answers that are due before; such a client may send its body as well.
-        if expect and self._active is None and not self._queue:
-            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        if waits and self._active is None and not self._queue:
+            self.write(_CONTINUE)
 
     def _allocate(self, exchange: Exchange, length: int, content_type: bytes) -> None:
         arena = self._connections.arena
@@ -360,7 +372,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._parser = httptools.HttpRequestParser(self)  # the old one still waits for this body
             self._complete(exchange)
 
-    def _decline_upgrade(self, rest: memoryview) -> None:
+    def _decline_upgrade(self) -> None:
         """Stays with HTTP/1.1, as the client must expect: the body, if there is one, follows the head."""
         exchange = self._receiving
         assert exchange is not None
@@ -374,8 +386,6 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._parser = httptools.HttpRequestParser(self)
         self._parser.feed_data(b"POST / HTTP/1.1\r\n%b\r\n" % framing)
         self._replaying = False
-        if rest:
-            self._feed(rest)
 
     def _check_progress(self, nbytes: int) -> None:
         """Bounds what a request may send without getting on: an endless header, trailer or chunk extension."""
@@ -388,7 +398,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         else:
             self._overhead += nbytes
             if self._overhead > self._limits.max_header_size:
-                self._fail(BadRequest(_INVALID, hint=_TOO_LONG))
+                self._fail(BadRequest(INVALID, hint=TOO_LONG))
 
     def _too_large(self) -> PayloadTooLarge:
         return PayloadTooLarge(
@@ -427,7 +437,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _pause_or_resume(self) -> None:
         transport = self._transport
-        if transport is None or transport.is_closing():
+        if transport is None or transport.is_closing() or self._half_closed:
             return
         queued = sum(e.body.size if isinstance(e.body, Slot) else len(e.body) for e in self._queue)
         full = len(self._queue) > _MAX_QUEUED or queued > self._limits.shared_body_threshold
@@ -448,7 +458,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
             return
         self._written += len(data)
         # With nothing waiting, the transport would do the same a moment later, at three times the cost.
-        if self._fd >= 0 and not transport.get_write_buffer_size():
+        if self._direct and not transport.get_write_buffer_size():
             with suppress(OSError):  # not now, or not any more: the transport finds out which
                 data = data[os.write(self._fd, data) :]
         if data:
@@ -468,7 +478,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def finished(self, exchange: Exchange) -> None:
         self._active = None
         if self._last or not exchange.keep_alive:
-            self._close(linger=exchange.error is not None)
+            self._close(linger=exchange.error is not None and not self._half_closed)
         else:
             if self._phase is _IDLE:
                 self._deadline = self._connections.now + self._limits.keep_alive_timeout
@@ -499,10 +509,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def _cancel(self) -> None:
         """Nobody is there to be answered."""
-        self._target = None
-        receiving, self._receiving = self._receiving, None
-        if receiving is not None:
-            receiving.release()
+        self._drop_receiving()
         queued = list(self._queue)
         self._queue.clear()
         for exchange in queued:
@@ -510,6 +517,16 @@ class HttpProtocol(asyncio.BufferedProtocol):
         active, self._active = self._active, None
         if active is not None:
             active.cancel()
+
+    def _drop_receiving(self) -> None:
+        """The rest of the request that is arriving will not come."""
+        self._phase = _IDLE
+        self._deadline = inf
+        self._body = b""
+        self._target = None
+        receiving, self._receiving = self._receiving, None
+        if receiving is not None:
+            receiving.release()
 
     def abort(self) -> None:
         self._deaf = self._ended = True
@@ -529,6 +546,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None:
             return
+        if self._half_closed:
+            self._leave_if_hung_up()
         unsent = transport.get_write_buffer_size()
         if not unsent:
             self._sent = -1
@@ -549,3 +568,12 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._deadline = now + self._limits.keep_alive_timeout  # the client is not idle: it is still reading
         else:
             self._close()
+
+
+def _hung_up(fd: int) -> bool:
+    """The other side of the socket has let go of it, as far as this system has heard; False without a socket."""
+    if fd < 0:
+        return False
+    poller = select.poll()
+    poller.register(fd, 0)
+    return any(events & (select.POLLHUP | select.POLLERR) for _, events in poller.poll(0))

@@ -4,11 +4,14 @@ import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
+from pathlib import Path
+from ssl import SSLContext
 from typing import Any, Protocol, cast
 
 import pytest
 from http_peer import Client, FakeModelServer
 
+import tls_files
 from mariner.address import Address
 from mariner.auth import Access, Listener, TokenMode
 from mariner.bodies import Arena
@@ -36,6 +39,7 @@ class Running:
     arena: Arena
     clock: Clock
     stack: AsyncExitStack
+    client_tls: SSLContext | None = None
 
     @property
     def connections(self) -> Connections:
@@ -49,7 +53,10 @@ class Running:
         return connection
 
     async def connect(self) -> Client:
-        client = Client(*await asyncio.open_connection("127.0.0.1", self.listener.address.port))
+        name = None if self.client_tls is None else "localhost"
+        port = self.listener.address.port
+        streams = await asyncio.open_connection("127.0.0.1", port, ssl=self.client_tls, server_hostname=name)
+        client = Client(*streams)
         self.stack.push_async_callback(client.close)
         return client
 
@@ -64,8 +71,15 @@ class Start(Protocol):
         *kinds: Listener,
         limits: Limits | None = None,
         access: Access | None = None,
+        pair: tls_files.Pair | None = None,
         **settings: Any,
     ) -> Running: ...
+
+
+@pytest.fixture(scope="session")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tls_files.Pair:
+    """Key and certificate of a server called localhost."""
+    return tls_files.make_pair(Path(tmp_path_factory.mktemp("tls")))
 
 
 @pytest.fixture
@@ -84,6 +98,7 @@ async def start(arena: Arena) -> AsyncIterator[Start]:
             *kinds: Listener,
             limits: Limits | None = None,
             access: Access | None = None,
+            pair: tls_files.Pair | None = None,
             **settings: Any,
         ) -> Running:
             models = FakeModelServer()
@@ -94,11 +109,13 @@ async def start(arena: Arena) -> AsyncIterator[Start]:
                 **settings,
             )
             clock = Clock()
-            listener = HttpListener(Address.parse("http://127.0.0.1:0"), made, limits=limits, arena=arena, clock=clock)
+            address = Address.parse("http://127.0.0.1:0" if pair is None else "https://127.0.0.1:0")
+            tls = None if pair is None else pair.server_context()
+            listener = HttpListener(address, made, limits=limits, arena=arena, tls=tls, clock=clock)
             await listener.start()
             stack.push_async_callback(listener.close)
             stack.callback(models.forget)
-            return Running(models, listener, arena, clock, stack)
+            return Running(models, listener, arena, clock, stack, pair and pair.client_context())
 
         yield start
 

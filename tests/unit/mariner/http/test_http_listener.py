@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import os
 import socket
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,7 +22,7 @@ from mariner.auth import Access, Listener, TokenMode
 from mariner.bodies import Arena
 from mariner.errors import ConfigurationError
 from mariner.http.app import App
-from mariner.http.listener import HttpListener
+from mariner.http.listener import HttpListener, bind
 from mariner.model_server import ModelServer
 
 
@@ -52,21 +54,78 @@ async def test_a_host_that_does_not_exist_is_refused() -> None:
         await listener("http://no-such-host.invalid:0").start()
 
 
-async def test_tls_is_refused_in_plain_words() -> None:
-    with pytest.raises(ConfigurationError, match="does not serve TLS"):
-        await listener("https://127.0.0.1:0").start()
+@pytest.fixture
+def umask() -> Iterator[Callable[[int], object]]:
+    before = os.umask(0o022)
+    yield os.umask
+    os.umask(before)
 
 
-async def test_a_unix_socket_serves_its_owner_and_group_and_goes_with_the_listener(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("mask", "mode"), [(0o022, 0o640), (0o007, 0o660), (0o077, 0o600), (0o000, 0o660)], ids=oct)
+async def test_a_unix_socket_serves_its_owner_and_the_group_if_the_umask_says_so(
+    tmp_path: Path, umask: Callable[[int], object], mask: int, mode: int
+) -> None:
     path = tmp_path / "socket"
     served = listener(f"unix:{path}")
+    umask(mask)
     await served.start()
-    assert stat.S_IMODE(path.stat().st_mode) == 0o660
+    assert stat.S_IMODE(path.stat().st_mode) == mode  # connecting takes the permission to write
     client = Client(*await asyncio.open_unix_connection(path))
     assert (await client.ask(post(body=b"x"))).body == b"x"
     await client.close()
     await served.close()
     assert not path.exists()
+
+
+async def test_a_socket_that_another_server_has_put_in_place_stays(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    first, second = listener(f"unix:{path}"), listener(f"unix:{path}")
+    await first.start()
+    path.unlink()
+    await second.start()
+    await first.close()
+    client = Client(*await asyncio.open_unix_connection(path))
+    assert (await client.ask(post(body=b"x"))).status == 200
+    await client.close()
+    await second.close()
+    assert not path.exists()
+
+
+def test_a_socket_of_a_server_that_is_about_to_serve_stays(tmp_path: Path) -> None:
+    address = Address.parse(f"unix:{tmp_path / 'socket'}")
+    first = bind(address)
+    with pytest.raises(ConfigurationError) as caught:
+        bind(address)
+    assert "listens on this socket" in caught.value.hint
+    first.release()
+    assert not (tmp_path / "socket").exists()
+
+
+def test_a_socket_whose_server_is_too_busy_to_accept_stays(tmp_path: Path) -> None:
+    path = tmp_path / "socket"
+    with socket.socket(socket.AF_UNIX) as busy, ExitStack() as waiting:
+        busy.bind(str(path))
+        busy.listen(0)
+        for _ in range(2):
+            client = waiting.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            client.connect_ex(str(path))
+        with pytest.raises(ConfigurationError):
+            bind(Address.parse(f"unix:{path}"))
+        assert path.exists()
+
+
+def test_an_address_may_be_given_back_twice(tmp_path: Path) -> None:
+    bound = bind(Address.parse(f"unix:{tmp_path / 'socket'}"))
+    bound.release()
+    bound.release()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_path_that_is_too_long_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="Failed to bind to address: unix:") as caught:
+        bind(Address.parse(f"unix:{tmp_path / ('x' * 120)}"))
+    assert "107 bytes" in caught.value.hint
 
 
 async def test_a_socket_left_behind_is_replaced(tmp_path: Path) -> None:

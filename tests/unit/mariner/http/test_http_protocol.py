@@ -91,6 +91,36 @@ async def test_nothing_is_answered_after_connection_close(running: Running) -> N
     assert len(running.models.jobs) == 1
 
 
+@pytest.mark.parametrize("value", ["close", "Close", "keep-alive, close", "close, x", "TE, close"])
+async def test_connection_close_is_honoured_however_it_is_written(running: Running, value: str) -> None:
+    client = await running.connect()
+    answer = await client.ask(post("/predictions/m", b"x", f"Connection: {value}"))
+    assert (answer.body, answer.headers["connection"]) == (b"x", "close")
+    assert await client.closed()
+
+
+@pytest.mark.parametrize(
+    "target",
+    ["http://127.0.0.1/predictions/m", "HTTP://h:80/predictions/m", "https://user@h/predictions/m", "/predictions/%6d"],
+)
+async def test_targets_may_be_written_in_other_ways(running: Running, target: str) -> None:
+    client = await running.connect()
+    assert (await client.ask(post(target, b"x"))).body == b"x"
+    assert running.models.submitted[0][0] == "m"
+
+
+async def test_empty_lines_before_a_request_are_skipped(running: Running) -> None:
+    client = await running.connect()
+    assert (await client.ask(b"\r\n\r\n" + post(body=b"x") + b"\r\n" + post(body=b"y"))).body == b"x"
+    assert (await client.answer()).body == b"y"
+
+
+async def test_the_whole_server_may_be_asked_for_its_options(running: Running) -> None:
+    client = await running.connect()
+    assert (await client.ask(get("*", method="OPTIONS"))).status == 200
+    assert (await client.ask(post(body=b"x"))).body == b"x"
+
+
 async def test_http_1_0_closes_unless_asked_to_stay(running: Running) -> None:
     client = await running.connect()
     stays = await client.ask(b"POST /predictions/m HTTP/1.0\r\nConnection: keep-alive\r\nContent-Length: 1\r\n\r\nx")
@@ -122,6 +152,34 @@ async def test_an_upgrade_with_chunks_is_declined_and_the_body_still_read(runnin
     )
     assert answer.body == b"abc"
     assert (await client.answer()).body == b"n"
+
+
+async def test_any_number_of_upgrades_is_declined(running: Running) -> None:
+    client = await running.connect()
+    upgrade = get("/ping", "Connection: upgrade", "Upgrade: x")
+    count = 60_000 // len(upgrade)  # in one read: more than calls may be nested
+    await client.send(upgrade * count + post(body=b"last"))
+    assert {(await client.answer()).status for _ in range(count)} == {200}
+    assert (await client.answer()).body == b"last"
+
+
+async def test_what_is_wrong_behind_an_upgrade_is_told_as_it_is(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    running = await start(limits=SMALL)
+    client = await running.connect()
+    upgrade = get("/ping", "Connection: upgrade", "Upgrade: x")
+    await client.send(upgrade + get("/predictions/m", "Content-Length: 99999999", method="POST"))
+    assert [(await client.answer()).status for _ in "ab"] == [200, 413]
+    client = await running.connect()
+    await client.send(upgrade + b"NONSENSE\r\n\r\n")
+    assert [(await client.answer()).status for _ in "ab"] == [200, 400]
+    assert caplog.records == []
+
+
+async def test_close_outweighs_keep_alive_in_http_1_0(running: Running) -> None:
+    client = await running.connect()
+    answer = await client.ask(b"GET /ping HTTP/1.0\r\nConnection: x\r\nConnection: keep-alive, close\r\n\r\n")
+    assert answer.headers["connection"] == "close"
+    assert await client.closed()
 
 
 # -- bodies ----------------------------------------------------------------------------------------------------------
@@ -199,6 +257,12 @@ async def test_expect_100_continue_works_for_large_bodies(running: Running) -> N
     request = post("/predictions/m", LARGE, "Expect: 100-continue")
     assert (await client.ask(request[: -len(LARGE)])).status == 100
     assert (await client.ask(LARGE)).body == LARGE
+
+
+async def test_an_expectation_of_http_1_0_is_not_heard(running: Running) -> None:
+    client = await running.connect()
+    request = post("/predictions/m", b"hello", "Expect: 100-continue").replace(b"HTTP/1.1", b"HTTP/1.0")
+    assert (await client.ask(request)).body == b"hello"
 
 
 async def test_other_expectations_are_refused(running: Running) -> None:
@@ -305,6 +369,21 @@ async def test_one_connection_too_many_is_turned_away(start: Start) -> None:
         b"POST /ping HTTP/1.1\r\nContent-Length: -1\r\n\r\n",
         b"POST /ping HTTP/1.1\r\nContent-Length: 99999999999999999999999\r\n\r\n",
         b"POST /ping HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
+        b"POST /ping HTTP/1.1\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc",
+        b"POST /ping HTTP/1.1\r\nContent-Length: 3, 3\r\n\r\nabc",
+        b"POST /ping HTTP/1.1\r\nContent-Length: +3\r\n\r\nabc",
+        b"POST /ping HTTP/1.1\r\nContent-Length: 0x3\r\n\r\nabc",
+        b"POST /ping HTTP/1.1\r\nContent-Length:\r\n\r\n",
+        b"POST /ping HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n-1\r\n\r\n",
+        b"POST /ping HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n1\nx\n0\n\n",
+        b"POST /ping HTTP/1.1\r\nTransfer-Encoding: xchunked\r\n\r\n0\r\n\r\n",
+        b"POST /ping HTTP/1.1\r\n: nameless\r\n\r\n",
+        b"POST /ping HTTP/1.1\r\nno colon\r\n\r\n",
+        b"GET /a b HTTP/1.1\r\n\r\n",
+        b"get /ping HTTP/1.1\r\n\r\n",
+        b"GET ping HTTP/1.1\r\n\r\n",
+        b"GET /caf\xc3\xa9 HTTP/1.1\r\n\r\n",
+        b"GET /ping\r\n\r\n",
         b"POST /ping HTTP/1.1\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
         b"POST /ping HTTP/1.1\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n0\r\n\r\n",
         b"POST /ping HTTP/1.1\r\nTransfer-Encoding: identity\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
@@ -480,6 +559,13 @@ def test_the_stream_byte_by_byte_gets_the_same_answers() -> None:
     assert answers_to([STREAM[position : position + 1] for position in range(len(STREAM))]) == WHOLE
 
 
+def test_what_came_before_a_request_in_one_read_does_not_count_against_it() -> None:
+    chunked = get("/predictions/m", "Transfer-Encoding: chunked", method="POST")
+    written, seen = answers_to([post(body=b"x" * 1000) * 3 + chunked, b"1", b"\r\ny\r\n0\r\n\r\n"])
+    assert written.count(b"HTTP/1.1 200 OK") == len(seen) == 4
+    assert written.endswith(b"y")
+
+
 @settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.integers(1, len(STREAM) - 1), max_size=30))
 def test_random_splits_of_the_stream_get_the_same_answers(cuts: list[int]) -> None:
@@ -612,6 +698,67 @@ async def test_work_for_a_client_that_has_gone_is_cancelled(running: Running, re
     assert not job.wanted
     job.end(Reply(1, b"late"))
     assert running.models.metrics.statuses == []
+
+
+async def test_a_client_that_only_finished_sending_gets_every_answer(running: Running) -> None:
+    client = await running.connect()
+    client.writer.write(post(body=b"a") + post(body=LARGE) + post(body=b"c"))
+    client.writer.write_eof()
+    answers = [await client.answer() for _ in range(3)]
+    assert [answer.body for answer in answers] == [b"a", LARGE, b"c"]
+    assert await client.closed()
+
+
+async def test_a_client_that_finished_sending_while_its_request_runs_gets_the_answer(running: Running) -> None:
+    running.models.behaviour = hold
+    client = await running.connect()
+    await client.send(post(body=b"a") + post(body=b"b"))
+    job = await running.models.job()
+    client.writer.write_eof()
+    connection = running.connection
+    await until(lambda: connection._half_closed)
+    running.pass_time(10_000)
+    job.end(Reply(1, b"first"))
+    assert (await client.answer()).body == b"first"
+    (await running.models.job()).end(Reply(1, b"second"))
+    answer = await client.answer()
+    assert (answer.body, answer.headers["connection"]) == (b"second", "close")
+    assert await client.closed()
+
+
+@pytest.mark.parametrize(("version", "interim"), [("1.1", True), ("1.0", False)])
+async def test_a_client_that_finished_sending_is_asked_once_whether_it_is_there(
+    running: Running, version: str, interim: bool
+) -> None:
+    running.models.behaviour = hold
+    client = await running.connect()
+    client.writer.write(post(body=b"x").replace(b"HTTP/1.1", b"HTTP/" + version.encode()))
+    client.writer.write_eof()
+    job = await running.models.job()
+    connection = running.connection
+    written: list[int] = []
+    await until(lambda: connection._half_closed)
+    connection._probe()
+    connection._leave_if_hung_up()
+    running.pass_time(1)
+    written.append(connection._written)
+    assert bool(written[0]) is interim
+    job.end(Reply(1, b"late"))
+    if interim:
+        assert (await client.answer()).status == 100
+    assert (await client.answer()).body == b"late"
+    assert await client.closed()
+
+
+async def test_what_is_complete_is_answered_when_the_rest_does_not_come(running: Running) -> None:
+    client = await running.connect()
+    client.writer.write(post(body=b"whole") + post(body=LARGE)[:-1])
+    client.writer.write_eof()
+    assert (await client.answer()).body == b"whole"
+    assert await client.closed()
+    await wait_for_connections(running, 0)
+    assert running.arena.used == 0
+    assert len(running.models.jobs) == 1
 
 
 async def test_requests_queued_behind_a_cancelled_one_are_dropped(running: Running) -> None:
