@@ -52,7 +52,7 @@ async def test_an_answer_too_many_is_found(monkeypatch: pytest.MonkeyPatch) -> N
 
     def answer_again(self: Exchange) -> None:
         if self.method == "DELETE":
-            self._connection.write(b"HTTP/1.1 200 OK\r\nx-request-id: 1\r\nconnection: x\r\ncontent-length: 0\r\n\r\n")
+            self.connection.write(b"HTTP/1.1 200 OK\r\nx-request-id: 1\r\nconnection: x\r\ncontent-length: 0\r\n\r\n")
         finish(self)
 
     monkeypatch.setattr(Exchange, "_finish", answer_again)
