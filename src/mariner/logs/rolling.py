@@ -84,11 +84,11 @@ class RollingFile:
         status = os.fstat(self._fd)
         self._size = status.st_size
         self._inode = status.st_ino
-        self._day = date.fromtimestamp(status.st_mtime if status.st_size else time.time())
+        self._day = date.fromtimestamp(status.st_mtime if status.st_size else time.time())  # noqa: DTZ012 - the day of this place
 
     def _prepare(self) -> None:
         """Makes sure that the descriptor is that of the current file."""
-        if self._size and (self._size >= self._max_size or date.fromtimestamp(time.time()) != self._day):
+        if self._size and (self._size >= self._max_size or date.fromtimestamp(time.time()) != self._day):  # noqa: DTZ012
             self._set_aside()
         elif self._moved():  # by a tool that rotates logs
             os.close(self._fd)
@@ -163,5 +163,5 @@ class LineWriter:
             for file in self._files:
                 try:
                     file.flush()
-                except Exception:
+                except Exception:  # noqa: PERF203 - one file that fails must not keep the others from being written
                     logger.exception("%s could not be written.", file.path)
