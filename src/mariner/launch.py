@@ -257,7 +257,8 @@ def stop(pid_file: PidFile, *, timeout: float, quiet: bool, say: Say) -> int:
     except psutil.AccessDenied:
         say(f"TorchServe runs as process {process.pid} of another user: stop it as that user.")
         return 1
-    Path("key_file.json").unlink(missing_ok=True)  # the contract: that of the directory the command is run in
+    with contextlib.suppress(OSError):  # the contract: that of the directory the command is run in, if there is one
+        Path("key_file.json").unlink()
     begun, announced = time.monotonic(), quiet
     while not _is_gone(process):
         waited = time.monotonic() - begun

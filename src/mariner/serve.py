@@ -22,6 +22,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from mariner import logs
 from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
@@ -49,13 +51,14 @@ from mariner.metrics import (
 from mariner.model_server import ModelServer
 from mariner.snapshot import SnapshotModel, Snapshots, parse_models, require_archives
 
-__all__ = ["Server", "run"]
+__all__ = ["Server", "reap_orphans", "run"]
 
 log = logging.getLogger(__name__)
 
 FAREWELL = 0.1  # seconds in which open connections hear that they end; closed at once, one may hold an unread request
 ARRIVALS = 2.0  # seconds that requests which are arriving when the stop begins may take to be complete
 LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
+REAP_INTERVAL = 5.0  # seconds between two looks for processes that have ended and that nobody waits for
 FIRST_SAMPLE = 0.5  # seconds over which the first share of processor time is taken; the next have a whole interval
 TIMED_ANSWERS = 2000  # per second and listener; at 4 µs each they take less than a hundredth of the time
 ACCESS_LINES = {
@@ -342,12 +345,18 @@ def _make_access(config: Config) -> Access:
     return open_access(
         TokenMode(config.token_authorization.value),
         management_host="unix" if address.scheme is Scheme.UNIX else address.host,
-        key_file=Path.cwd() / "key_file.json",
+        key_file=_key_directory(config) / "key_file.json",
         lifetime=None if config.token_expiration_min is None else config.token_expiration_min * 60,
         names=[config.inference_address.host, config.metrics_address.host],
         origins=[config.cors_allowed_origin] if config.cors_allowed_origin else [],
         model_api=config.enable_model_api,
     )
+
+
+def _key_directory(config: Config) -> Path:
+    """The working directory, as in TorchServe, unless it is read-only, as in many containers."""
+    here = Path.cwd()
+    return here if os.access(here, os.W_OK) else config.temp_dir
 
 
 def run(
@@ -395,6 +404,7 @@ async def _serve(
     gc.set_threshold(*COLLECTIONS)
     on_ready([f"{kinds[0].value.capitalize()} API bind to: {listener.address}" for kinds, listener in server.listeners])
     waiter = asyncio.create_task(_tell_when_ready(server.models, on_models_ready), name="initial models")
+    reaper = asyncio.create_task(reap_orphans(), name="orphans") if os.getpid() == 1 else None
     await stop.wait()
     log.info("Stopping: running requests are answered first.")
     for name in (signal.SIGTERM, signal.SIGINT):  # a second signal ends at once
@@ -402,6 +412,8 @@ async def _serve(
         signal.signal(name, signal.SIG_DFL)
     in_time = await server.stop()
     waiter.cancel()
+    if reaper is not None:
+        reaper.cancel()
     if not in_time:
         log.warning("Some requests were not answered within %g s.", config.drain_timeout)
     log.info("Torchserve stopped.")
@@ -416,6 +428,32 @@ def _log_metric(log_files: LogFiles, update: Update) -> None:
 async def _tell_when_ready(models: ModelServer, on_models_ready: Callable[[], None]) -> None:
     await models.wait_until_ready()
     on_models_ready()
+
+
+async def reap_orphans(interval: float = REAP_INTERVAL) -> None:
+    """Collects what handlers' processes leave behind; the first process of a container inherits them.
+
+    Our own children are collected by whoever started them, at once. One that has been dead for a whole interval is
+    nobody's.
+
+    Args:
+        interval: seconds between two looks.
+    """
+    dead: set[int] = set()
+    while True:
+        await asyncio.sleep(interval)
+        earlier, dead = dead, _dead_children()
+        for pid in earlier & dead:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead, so there is nothing to wait for
+
+
+def _dead_children() -> set[int]:
+    with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):  # no children at all, or one less meanwhile
+        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:  # a look that costs little
+            children = psutil.Process().children()
+            return {child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE}
+    return set()
 
 
 def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
