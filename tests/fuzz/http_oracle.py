@@ -277,7 +277,10 @@ def _read_line(sent: bytes, start: int, bounds: Bounds) -> tuple[bytes, int]:
 def _settle_connection(request: _Request, answer: Expected) -> None:
     connection = b",".join(request.values(b"connection"))
     if request.http10:
-        answer.closes = bool(_CLOSE.search(connection)) or b"keep-alive" not in connection.lower()
+        stays = b"keep-alive" in {token.strip() for token in connection.lower().split(b",")}
+        answer.closes = bool(_CLOSE.search(connection)) or not stays
+        if answer.closes and b"keep-alive" in connection.lower():
+            answer.closes = None  # "keep-alives": a reader may see the word
     else:
         answer.closes = bool(_CLOSE.search(connection))
     if request.either:
