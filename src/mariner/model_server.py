@@ -111,6 +111,7 @@ class ModelServer:
         *,
         slot: Slot | None = None,
         timeout: float | None = None,
+        alone: bool = False,
     ) -> Job:
         """Queues a request; ``deliver`` is called with the pieces of the answer and with its end.
 
@@ -121,6 +122,7 @@ class ModelServer:
             deliver: see :class:`mariner.jobs.Job`.
             slot: shared memory that holds the body; the job's from here on, the caller's if this raises.
             timeout: seconds after which nobody wants the answer; None for the model's own limit.
+            alone: it shares its batch with no other.
 
         Raises:
             ModelNotFound, VersionNotFound, QueueFull, NoWorker, Draining: it cannot be served.
@@ -132,7 +134,7 @@ class ModelServer:
         self.metrics.inference_requested(name, label)
         now = self._clock.time()
         limit = timeout or found.settings.client_timeout or math.inf
-        job = Job(request, deliver, deadline=now + limit, created=now, slot=slot, label=label)
+        job = Job(request, deliver, deadline=now + limit, created=now, slot=slot, label=label, alone=alone)
         found.pool.put(job)
         return job
 

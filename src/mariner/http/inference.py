@@ -53,7 +53,7 @@ def explain(
 ) -> None:
     """Runs the model's handler on the body and asks it for an explanation."""
     injected = (b"url_path", _url_path(rest), *_EXPLAIN[2:]) if rest else _EXPLAIN
-    submit(server, exchange, model, version, injected, with_query=with_query)
+    submit(server, exchange, model, version, injected, with_query=with_query, alone=True)
 
 
 def invoke(
@@ -83,6 +83,7 @@ def submit(
     *,
     write: Write = write_outcome,
     with_query: bool = False,
+    alone: bool = False,
 ) -> None:
     """Queues a request; its answer is written when it comes.
 
@@ -94,6 +95,7 @@ def submit(
         injected: what the handler finds among the headers, see :func:`read_request`.
         write: writes the outcome.
         with_query: the handler gets the query parameters, too.
+        alone: it shares its batch with no other. Handlers look at the first request to see what is asked of them.
 
     Raises:
         MarinerError: the request is malformed or cannot be served.
@@ -108,9 +110,9 @@ def submit(
     if ration.left > 0:
         ration.left -= 1
         deliver = TimedDelivery(exchange, write, server.now)
-        job = deliver.job = server.submit(model, version, request, deliver, slot=slot, timeout=timeout)
+        job = deliver.job = server.submit(model, version, request, deliver, slot=slot, timeout=timeout, alone=alone)
     else:
-        job = server.submit(model, version, request, partial(write, exchange), slot=slot, timeout=timeout)
+        job = server.submit(model, version, request, partial(write, exchange), slot=slot, timeout=timeout, alone=alone)
     exchange.body = b""  # the job's from here on
     exchange.on_cancel = job.cancel
 

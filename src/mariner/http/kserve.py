@@ -49,7 +49,7 @@ def explain(
     server: ModelServer, exchange: Exchange, model: str, version: str | None = None, *, with_query: bool = False
 ) -> None:
     """Runs the model's handler on the body and asks it for an explanation."""
-    submit(server, exchange, model, version, _EXPLAIN, write=_write_outcome, with_query=with_query)
+    submit(server, exchange, model, version, _EXPLAIN, write=_write_outcome, with_query=with_query, alone=True)
 
 
 def _write_outcome(exchange: Exchange, outcome: Outcome, lines: bytes = b"") -> None:

@@ -72,11 +72,12 @@ class FakeModelServer:
         *,
         slot: Slot | None = None,
         timeout: float | None = None,
+        alone: bool = False,
     ) -> Job:
         if self.error is not None:
             raise self.error
         self.submitted.append((name, version, timeout))
-        job = Job(request, deliver, slot=slot)
+        job = Job(request, deliver, slot=slot, alone=alone)
         self.jobs.append(job)
         self.arrived.set()
         self.behaviour(job)

@@ -368,3 +368,20 @@ async def test_a_call_goes_on_when_its_client_leaves(start: Start) -> None:
     await running.listener.close()
     assert task.done()
     assert task.exception() is None
+
+
+@pytest.mark.parametrize(
+    ("path", "alone"),
+    [
+        ("/predictions/m", False),
+        ("/explanations/m", True),
+        ("/v1/models/m:predict", False),
+        ("/v1/models/m:explain", True),
+        ("/v2/models/m/explain", True),
+    ],
+)
+async def test_an_explanation_shares_its_batch_with_no_prediction(running: Running, path: str, alone: bool) -> None:
+    client = await running.connect()
+    await client.ask(post(path, b"{}"))
+    (job,) = running.models.jobs
+    assert job.alone is alone
