@@ -91,6 +91,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._overhead = 0  # bytes received without a complete head or a byte of the body
         self._read = 0  # length of the current read
         self._deaf = False  # what the client still sends is dropped
+        self._excess = False  # it has sent something that was dropped
         self._half_closed = False  # the client sends nothing more, but may be there
 
         # what is being answered
@@ -172,6 +173,7 @@ class HttpProtocol(asyncio.BufferedProtocol):
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._deaf:
+            self._excess = True
             return
         if self._target is not None:
             self._receive_past_parser(nbytes)
@@ -245,7 +247,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             data = data[upgrade.args[0] :]
         except httptools.HttpParserError as error:
-            if not self._deaf:  # else: bytes after the last request
+            if self._deaf:  # bytes after the last request
+                self._excess = True
+            else:
                 cause = error.__context__
                 if isinstance(cause, Exception) and not isinstance(cause, MarinerError):
                     logger.error("A request could not be received", exc_info=cause)  # noqa: TRY400 - the parser's is empty
@@ -478,7 +482,8 @@ class HttpProtocol(asyncio.BufferedProtocol):
     def finished(self, exchange: Exchange) -> None:
         self._active = None
         if self._last or not exchange.keep_alive:
-            self._close(linger=exchange.error is not None and not self._half_closed)
+            excess = exchange.error is not None or self._excess or _has_sent(self._fd)
+            self._close(linger=excess and not self._half_closed)
         else:
             if self._phase is _IDLE:
                 self._deadline = self._connections.now + self._limits.keep_alive_timeout
@@ -568,6 +573,15 @@ class HttpProtocol(asyncio.BufferedProtocol):
             self._deadline = now + self._limits.keep_alive_timeout  # the client is not idle: it is still reading
         else:
             self._close()
+
+
+def _has_sent(fd: int) -> bool:
+    """The client has sent something that nobody has read; closing now would take back the answer."""
+    if fd < 0:
+        return False
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def _hung_up(fd: int) -> bool:

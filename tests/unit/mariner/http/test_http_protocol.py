@@ -952,3 +952,14 @@ async def test_clients_do_not_disturb_each_other(running: Running) -> None:
         await client.send(post(body=b"%d" % number) * 5)
     for number, client in enumerate(clients):
         assert [(await client.answer()).body for _ in range(5)] == [b"%d" % number] * 5
+
+
+async def test_who_sends_more_than_its_last_request_gets_the_whole_answer(running: Running) -> None:
+    running.models.behaviour = lambda job: job.end(Reply(1, b"x" * 200_000))
+    for _ in range(20):
+        client = await running.connect()
+        last = b"POST /predictions/m HTTP/1.1\r\nConnection: close\r\nContent-Length: 1\r\n\r\nx"
+        client.writer.write(last + b"and so on" * 20_000)
+        answer = await client.reader.read()
+        assert len(answer.partition(b"\r\n\r\n")[2]) == 200_000
+        client.writer.close()
