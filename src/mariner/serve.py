@@ -322,7 +322,7 @@ def run(
     on_models_ready: Callable[[], None] = lambda: None,
     log_files: LogFiles | None = None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code of the process.
+    """Serves until SIGTERM or SIGINT; SIGHUP reloads changed archives. Returns the exit code of the process.
 
     Args:
         config: the settings.
@@ -347,6 +347,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    # Until there is something to reload, a hang-up has no effect; without a terminal to lose it is a request.
+    stops_with_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL and _has_terminal()
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     try:
         if log_files is None:
             server = await Server.start(config)
@@ -360,17 +363,39 @@ async def _serve(
     gc.set_threshold(*COLLECTIONS)
     on_ready([f"{kinds[0].value.capitalize()} API bind to: {listener.address}" for kinds, listener in server.listeners])
     waiter = asyncio.create_task(_tell_when_ready(server.models, on_models_ready), name="initial models")
+    reloads: set[asyncio.Task[None]] = set()
+
+    def hang_up() -> None:
+        if stops_with_terminal and not _has_terminal():
+            stop.set()  # somebody closed the window this server ran in
+            return
+        task = asyncio.create_task(server.models.reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     await stop.wait()
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     log.info("Stopping: running requests are answered first.")
     for name in (signal.SIGTERM, signal.SIGINT):  # a second signal ends at once
         loop.remove_signal_handler(name)
         signal.signal(name, signal.SIG_DFL)
     in_time = await server.stop()
     waiter.cancel()
+    await asyncio.gather(*reloads)
     if not in_time:
         log.warning("Some requests were not answered within %g s.", config.drain_timeout)
     log.info("Torchserve stopped.")
     return 0
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _log_metric(log_files: LogFiles, update: Update) -> None:

@@ -439,4 +439,7 @@ def test_a_log4j_configuration_gets_one_warning_that_names_what_to_use(load: Loa
 
 
 def test_levels_of_loggers_come_as_a_list(load: Load) -> None:
-    assert load("log_levels=mariner.pool=debug, MODEL_LOG=error").log_levels == ("mariner.pool=debug", "MODEL_LOG=error")
+    assert load("log_levels=mariner.pool=debug, MODEL_LOG=error").log_levels == (
+        "mariner.pool=debug",
+        "MODEL_LOG=error",
+    )
