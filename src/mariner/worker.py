@@ -340,6 +340,7 @@ class Worker:
     def _begin_loading(self) -> None:
         if self.state is State.STARTING:
             self.move(Event.STARTED)
+            log.info("%s: Torch worker started.", self.spec.name)
         self._cancel_timer()
         self._timer = self._clock.call_at(self._clock.time() + self._startup_timeout, self._too_slow_to_load)
 
