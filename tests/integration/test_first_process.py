@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
+from test_serving import put_model
 
 SOURCES = Path(__file__).parents[2] / "src"
 UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
@@ -121,6 +123,49 @@ def test_signals_reach_the_server(start: Start) -> None:
 
 def test_a_server_that_is_killed_is_reported_as_a_shell_would(start: Start) -> None:
     assert start(*below(KILLED)).wait(30) == 128 + signal.SIGKILL
+
+
+GATED = """
+from pathlib import Path
+
+def handle(data, context):
+    if data is None:
+        return None
+    Path(data[0]["body"], "running").write_text("yes")
+    return [Path(data[0]["body"], "gate").read_text()]
+"""
+
+
+@pytest.mark.parametrize(
+    ("timeout", "status"), [("60", b"HTTP/1.1 200 "), ("0.5", b"HTTP/1.1 500 ")], ids=["enough", "not enough"]
+)
+def test_what_runs_when_the_stop_comes_is_answered_as_long_as_it_may_take(
+    start: Start, tmp_path: Path, timeout: str, status: bytes
+) -> None:
+    put_model(tmp_path / "store", "gated", GATED, "minWorkers: 1\nmaxWorkers: 1\n")
+    for name in ("running", "gate"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "config.properties").write_text(
+        "".join(f"{kind}_address=http://127.0.0.1:0\n" for kind in ("inference", "management", "metrics"))
+        + f"drain_timeout={timeout}\nwarm_start=false\n"
+    )
+    command = str(Path(sys.executable).parent / "torchserve")
+    process = start(command, "--foreground", "--ncs", "--model-store", "store", "--models", "gated")
+    assert process.stdout is not None
+    lines = iter(process.stdout)
+    port = int(next(line for line in lines if "Inference API bind to:" in line).rpartition(":")[2])
+    with socket.create_connection(("127.0.0.1", port), timeout=60) as client:
+        body = str(tmp_path).encode()
+        head = f"POST /predictions/gated HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n"
+        client.sendall(head.encode() + b"Content-Type: text/plain\r\n\r\n" + body)
+        assert (tmp_path / "running").read_text() == "yes"
+        os.kill(first_process(process), signal.SIGTERM)
+        assert any("Stopping: running requests are answered first." in line for line in lines)
+        if status.endswith(b"200 "):
+            (tmp_path / "gate").write_text("answered")
+        answer = b"".join(iter(lambda: client.recv(65536), b""))
+    assert answer.startswith(status)
+    assert process.wait(30) == 0
 
 
 def test_the_server_itself_runs_below_and_stops_in_order(start: Start, tmp_path: Path) -> None:
