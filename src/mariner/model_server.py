@@ -376,6 +376,7 @@ class ModelServer:
         await new.pool.settle()
         self._require_open()
         self.registry.replace(old, new)
+        new.pool.take_over(old.pool)
 
     async def scale(
         self, name: str, version: str | None, min_workers: int, max_workers: int, *, synchronous: bool

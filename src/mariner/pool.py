@@ -366,6 +366,16 @@ class WorkerPool:
         elif self.queue:
             self._arm()
 
+    def take_over(self, other: WorkerPool) -> None:
+        """Serves what waits in another pool that has no worker to serve it."""
+        if other.ready:
+            return
+        jobs = other.queue.remove_all()
+        if jobs:
+            self.queue.put_back(jobs)
+            self._arm(min(job.deadline for job in jobs))
+            self._feed()
+
     def _refuse_waiting(self, error: MarinerError) -> None:
         for job in self.queue.remove_all():
             job.end(error)

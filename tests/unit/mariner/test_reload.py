@@ -79,6 +79,20 @@ async def test_what_the_old_version_runs_is_answered_by_it(scene: Scene) -> None
     assert await running == b"done"
 
 
+async def test_what_waits_for_a_worker_that_has_died_is_answered_by_the_new_version(scene: Scene) -> None:
+    await scene.server.register("echo.mar", ONE)
+    scene.engine.loads = False
+    scene.engine.processes[0].die()
+    await scene.engine.loading(1)
+    waiting = asyncio.create_task(scene.predict(b"patient"))
+    await settle()
+    pack(scene.store / "echo.mar")
+    reload = asyncio.create_task(scene.server.reload())
+    (await scene.engine.loading(2)).loaded()
+    await reload
+    assert await waiting == b"patient"
+
+
 async def test_a_new_number_takes_the_place_of_the_old_as_default_too(scene: Scene) -> None:
     await scene.server.register("echo.mar", ONE)
     pack(scene.store / "other.mar", version="5.0")
