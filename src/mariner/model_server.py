@@ -369,13 +369,16 @@ class ModelServer:
         """Starts the workers of a version, as many as the other was told to have, and gives it the other's place."""
         await self._loader.install(new, cancelled=lambda: self.draining)
         self._require_open()
-        bounds = old.pool.min_workers, old.pool.max_workers
-        if bounds == (old.settings.min_workers, old.settings.max_workers):  # nobody has scaled it since
-            bounds = new.settings.min_workers, new.settings.max_workers
-        new.pool.scale(*bounds)
+        told = old.pool.min_workers, old.pool.max_workers
+        if told == (old.settings.min_workers, old.settings.max_workers):  # nobody has scaled it since
+            new.pool.scale(new.settings.min_workers, new.settings.max_workers)
+        else:
+            new.pool.scale(*told)
         await new.pool.settle()
         self._require_open()
         self.registry.replace(old, new)
+        if (old.pool.min_workers, old.pool.max_workers) != told:  # somebody has scaled it meanwhile
+            new.pool.scale(old.pool.min_workers, old.pool.max_workers)
         new.pool.take_over(old.pool)
 
     async def scale(

@@ -155,6 +155,19 @@ async def test_scaling_and_wishes_of_the_registration_are_kept(scene: Scene) -> 
     assert (new.pool.min_workers, new.pool.max_workers, len(new.pool.workers)) == (2, 4, 2)
 
 
+async def test_a_model_that_is_scaled_while_its_successor_loads_keeps_that_number(scene: Scene) -> None:
+    await scene.server.register("echo.mar", ONE)
+    pack(scene.store / "echo.mar")
+    scene.engine.loads = False
+    reload = asyncio.create_task(scene.server.reload())
+    process = await scene.engine.loading(1)
+    await scene.server.scale("echo", None, 3, 3, synchronous=False)
+    process.loaded()
+    await settle()
+    assert len(scene.server.registry.get("echo").pool.workers) == 3
+    await reload
+
+
 async def test_a_directory_has_changed_when_one_of_its_files_has(scene: Scene) -> None:
     scene.add("tree")
     await scene.server.register("tree", ONE)
