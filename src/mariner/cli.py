@@ -6,7 +6,7 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,7 +44,7 @@ def torchserve(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one
     rival = _rival()
     if rival:
         _complain(rival)
-    from mariner.launch import PidFile, stop  # noqa: PLC0415 - psutil is not needed for --help
+    from mariner.launch import ALREADY_RUNNING, PidFile, stop  # noqa: PLC0415 - psutil is not needed for --help
 
     pid_file = PidFile()
     if pid_file.remove_orphan():
@@ -56,7 +56,7 @@ def torchserve(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one
         timeout = _STOP_WAIT if options.foreground else _drain_timeout(flags) + _STOP_SLACK
         return stop(pid_file, timeout=timeout, quiet=options.foreground, say=_say)
     if pid_file.server() is not None:
-        _say("TorchServe is already running, please use torchserve --stop to stop TorchServe.")
+        _say(ALREADY_RUNNING)
         return 1
     if rival:
         return 1
@@ -94,11 +94,25 @@ def _start(options: argparse.Namespace, flags: dict[str, str], pid_file: PidFile
         from mariner.launch import start_background  # noqa: PLC0415 - as above
 
         return start_background(_words(flags), pid_file, wait_for_models=options.wait, say=_say)
-    pid_file.write(os.getpid())
-    try:
-        return _run(config, with_files=True)
-    finally:
-        pid_file.remove(os.getpid())
+
+    def run() -> int:
+        with pid_file.claim():
+            pid_file.write(os.getpid())
+        try:
+            return _run(config, with_files=True)
+        finally:
+            pid_file.remove(os.getpid())
+
+    return _as_child_of_init(run)
+
+
+def _as_child_of_init(run: Callable[[], int]) -> int:
+    """Runs the server; below an init process where this is the first one of a container."""
+    if os.getpid() != 1:
+        return run()
+    from mariner.init import run_below  # noqa: PLC0415 - only here
+
+    return run_below(run)
 
 
 def _checked_config(flags: dict[str, str]) -> Config:
@@ -239,7 +253,7 @@ def _serve(options: argparse.Namespace) -> int:
     flags = _flags(options)
     flags.setdefault("config_snapshots", "false")  # this command leaves no files behind
     config = load_config(flags, os.environ, Path.cwd())
-    return _run(config, with_files=config.is_set("log_location"))
+    return _as_child_of_init(lambda: _run(config, with_files=config.is_set("log_location")))
 
 
 def _config_docs(_options: argparse.Namespace) -> int:

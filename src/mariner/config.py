@@ -277,6 +277,13 @@ def _without_effect(found: Mapping[str, Found]) -> list[str]:
     java = sorted(setting.key for setting in chosen if setting.java_only)
     inert = sorted(setting.key for setting in chosen if setting.inert)
     texts = []
+    options = found.get("vmargs")
+    if "log_config" in java or (options is not None and "log4j" in options.text):
+        java = [key for key in java if key != "log_config"]
+        texts.append(
+            "The Log4j configuration is not read. log_level and log_levels choose what is logged, log_format=json how, "
+            "LOG_LOCATION and METRICS_LOCATION where."
+        )
     if java:
         texts.append(f"Settings of the Java server are accepted and ignored: {', '.join(java)}.")
     if inert:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import select
@@ -19,9 +20,11 @@ import psutil
 
 from mariner.errors import ConfigurationError
 
-__all__ = ["PidFile", "StartReport", "start_background", "stop"]
+__all__ = ["ALREADY_RUNNING", "PidFile", "StartReport", "start_background", "stop"]
 
 Say = Callable[[str], None]
+
+ALREADY_RUNNING = "TorchServe is already running, please use torchserve --stop to stop TorchServe."
 
 _CLOCK_SLACK = 10.0  # seconds by which the start of a process and the time of a file may disagree
 _PATIENCE = 10.0  # seconds after which waiting is explained
@@ -46,6 +49,24 @@ class PidFile:
             return False
         self.remove()
         return True
+
+    @contextlib.contextmanager
+    def claim(self) -> Iterator[None]:
+        """Holds off every other start until the caller has recorded its server.
+
+        Raises:
+            ConfigurationError: a server runs already.
+        """
+        with contextlib.ExitStack() as held:
+            # A lock of the directory leaves no file behind, and none is left when its holder is killed. Where the
+            # file system has no such locks, two starts at the same instant are not told apart.
+            with contextlib.suppress(OSError):
+                directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+                held.callback(os.close, directory)
+                fcntl.flock(directory, fcntl.LOCK_EX)
+            if self.server() is not None:
+                raise ConfigurationError(ALREADY_RUNNING)
+            yield
 
     def write(self, pid: int) -> None:
         """Records a server.
@@ -153,19 +174,41 @@ def start_background(arguments: Sequence[str], pid_file: PidFile, *, wait_for_mo
         Exit status: 0 once the listeners answer, 1 if the server did not start.
 
     Raises:
-        ConfigurationError: the pid file cannot be written.
+        ConfigurationError: the pid file cannot be written, or a server runs already.
     """
+    with pid_file.claim():
+        process, receiver = _spawn(arguments)
+        try:
+            pid_file.write(process.pid)
+        except ConfigurationError:
+            os.close(receiver)
+            process.terminate()
+            _collect(process, pid_file)
+            raise
+    return _await_start(process, receiver, pid_file, wait_for_models=wait_for_models, say=say)
+
+
+def _spawn(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """The server's process, and the descriptor that its reports are read from."""
     receiver, sender = os.pipe()
     # -P: what lies in the working directory must not be imported in place of a module of the server.
     command = [sys.executable, "-P", "-m", "mariner", "_serve", "--ready-fd", str(sender), *arguments]
     try:
         process = subprocess.Popen(command, pass_fds=(sender,), start_new_session=True)  # noqa: S603 - our own program
+    except BaseException:
+        os.close(receiver)
+        raise
     finally:
         os.close(sender)
+    return process, receiver
+
+
+def _await_start(
+    process: subprocess.Popen[bytes], receiver: int, pid_file: PidFile, *, wait_for_models: bool, say: Say
+) -> int:
     last = _Event.MODELS_READY if wait_for_models else _Event.READY
     answers = False
     try:
-        pid_file.write(process.pid)
         for event, text in _events(process, receiver, say):
             if event is last:
                 return 0
@@ -173,7 +216,7 @@ def start_background(arguments: Sequence[str], pid_file: PidFile, *, wait_for_mo
             if event is _Event.FAILED:
                 say(text)
                 break
-    except (ConfigurationError, KeyboardInterrupt):
+    except KeyboardInterrupt:
         if not answers:
             process.terminate()
             _collect(process, pid_file)
@@ -264,6 +307,7 @@ def stop(pid_file: PidFile, *, timeout: float, quiet: bool, say: Say) -> int:
         waited = time.monotonic() - begun
         if waited > timeout:
             say("Stopping TorchServe took too long.")
+            say(f"Process {process.pid} still answers requests and ends by itself; kill -9 {process.pid} ends it now.")
             return 0
         if waited > 1 and not announced:
             announced = True

@@ -99,12 +99,14 @@ class Recovery:
         self._first_failure: float | None = None
         self._failures = 0
         self._deaths = 0
+        self.failing = False  # it failed and has not loaded since
 
     def load_failed(self, now: float) -> float | None:
         """Seconds until the next start, or None to give up."""
         if self._first_failure is None:
             self._first_failure = now
         self._failures += 1
+        self.failing = True
         if now - self._first_failure >= self._window:
             return None
         return RESTART_DELAYS[min(self._failures, len(RESTART_DELAYS)) - 1]
@@ -112,6 +114,7 @@ class Recovery:
     def died(self) -> float | None:
         """Seconds until the next start of a worker that had loaded, or None to give up."""
         self._deaths += 1
+        self.failing = True
         if self._deaths >= DEATHS_BEFORE_PARKING or not self._window:
             return None
         if self._deaths == 1:
@@ -122,6 +125,7 @@ class Recovery:
         """The model loaded: earlier failures to load are history."""
         self._first_failure = None
         self._failures = 0
+        self.failing = False
 
     def answered(self) -> None:
         """The worker gave a good answer: earlier deaths are history."""

@@ -7,6 +7,7 @@ import itertools
 import logging
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -155,7 +156,23 @@ class ModelLoader:
             pool,
             runtime=_runtime(options) or manifest.runtime.value,
             loaded_at_startup=at_startup,
+            options=options,
         )
+
+    async def remake(self, old: ModelVersion) -> ModelVersion:
+        """A version made anew from what the archive of another is now: same name, same wishes, no workers yet.
+
+        Raises:
+            ModelNotFound, InvalidArchive, BadRequest: it cannot be done.
+        """
+        options = replace(old.options, model_name=old.name)
+        archive = await self.open(old.archive.url, options, reuse=True)
+        archive = replace(archive, downloaded=old.archive.downloaded)  # else it would stay when the model goes
+        try:
+            return self.make(archive.url, archive, options, at_startup=old.loaded_at_startup)
+        except BaseException:
+            await asyncio.to_thread(archive.remove, keep_download=True)
+            raise
 
     async def install(self, version: ModelVersion, *, cancelled: Callable[[], bool]) -> None:
         """Gives a version its packages and interpreter.

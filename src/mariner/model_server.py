@@ -91,6 +91,8 @@ class ModelServer:
         self.draining = False
         self.changed: Callable[[], object] = lambda: None
         self._leaving: list[ModelVersion] = []  # unregistered, but still answering what waits
+        self._arriving: list[ModelVersion] = []  # not registered yet; their workers start
+        self._reloading = asyncio.Lock()
         self._not_loaded: set[str] = set()  # urls of initial models whose archive could not be used
         self._engine = engine
         self._clock = clock
@@ -280,6 +282,9 @@ class ModelServer:
         try:
             version = self._loader.make(url, archive, options, at_startup=at_startup)
             self.registry.add(version)
+            log.debug("Adding new version %s for model %s", version.version, version.name)
+            if self.registry.is_default(version):
+                log.debug("Setting default version to %s for model %s", version.version, version.name)
         except BaseException:
             await asyncio.to_thread(archive.remove)
             raise
@@ -296,6 +301,7 @@ class ModelServer:
             raise
         self._not_loaded.discard(version.archive.url)
         log.info("Model %s loaded.", version.name)
+        log.debug("updateModel: %s, count: %d", version.name, version.settings.min_workers)
         version.pool.scale(version.settings.min_workers, version.settings.max_workers)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
@@ -311,13 +317,71 @@ class ModelServer:
 
     async def _remove(self, version: ModelVersion) -> None:
         self.registry.remove(version)
+        log.info("Unregistering model %s version %s", version.name, version.version)
+        await self._retire(version)
+        log.info("Model %s version %s unregistered.", version.name, version.version)
+
+    async def _retire(self, version: ModelVersion, *, keep_download: bool = False) -> None:
+        """Lets a version that is not registered any more answer what it has, and removes it."""
         self._leaving.append(version)
         try:
             await version.pool.drain(self.config.unregister_model_timeout)
-            await asyncio.to_thread(version.archive.remove)
+            await asyncio.to_thread(version.archive.remove, keep_download=keep_download)
         finally:
             self._leaving.remove(version)
-        log.info("Model %s version %s unregistered.", version.name, version.version)
+
+    async def reload(self) -> None:
+        """Replaces each version whose archive has changed since it was opened, one after the other.
+
+        Requests go to the old version until the workers of the new one are ready; then it answers what it has and
+        goes. An archive that cannot be loaded leaves the old version as it is. The log says what happened.
+        """
+        async with self._reloading:
+            changed = [version for version in self.registry if await asyncio.to_thread(version.archive.changed)]
+            if not changed:
+                log.info("No archive has changed since it was loaded.")
+            for old in changed:
+                await self._reload(old)
+
+    async def _reload(self, old: ModelVersion) -> None:
+        try:
+            await self._replace(old)
+        except MarinerError as error:
+            log.warning("%s could not be reloaded: %s %s", _title(old), error.message, error.hint)
+        except Exception:
+            log.exception("%s could not be reloaded.", _title(old))
+
+    async def _replace(self, old: ModelVersion) -> None:
+        begun = self._clock.time()
+        new = await self._loader.remake(old)
+        self._arriving.append(new)
+        try:
+            await self._start_beside(old, new)
+        except BaseException:
+            await new.pool.drain(0.0)
+            await asyncio.to_thread(new.archive.remove, keep_download=True)
+            raise
+        finally:
+            self._arriving.remove(new)
+        log.info("%s is replaced by version %s after %.2f s.", _title(old), new.version, self._clock.time() - begun)
+        self.changed()
+        await self._retire(old, keep_download=True)
+
+    async def _start_beside(self, old: ModelVersion, new: ModelVersion) -> None:
+        """Starts the workers of a version, as many as the other was told to have, and gives it the other's place."""
+        await self._loader.install(new, cancelled=lambda: self.draining)
+        self._require_open()
+        told = old.pool.min_workers, old.pool.max_workers
+        if told == (old.settings.min_workers, old.settings.max_workers):  # nobody has scaled it since
+            new.pool.scale(new.settings.min_workers, new.settings.max_workers)
+        else:
+            new.pool.scale(*told)
+        await new.pool.settle()
+        self._require_open()
+        self.registry.replace(old, new)
+        if (old.pool.min_workers, old.pool.max_workers) != told:  # somebody has scaled it meanwhile
+            new.pool.scale(old.pool.min_workers, old.pool.max_workers)
+        new.pool.take_over(old.pool)
 
     async def scale(
         self, name: str, version: str | None, min_workers: int, max_workers: int, *, synchronous: bool
@@ -337,6 +401,7 @@ class ModelServer:
         if min_workers > MAX_WORKERS:
             raise BadRequest(f"min_worker cannot be more than {MAX_WORKERS}.")
         pool = self.registry.get(name, version).pool
+        log.debug("updateModel: %s, count: %d", name, min_workers)
         pool.scale(min_workers, max_workers)
         self.changed()
         if not synchronous:
@@ -355,6 +420,7 @@ class ModelServer:
             ModelNotFound, VersionNotFound: there is no such model or version.
         """
         self.registry.set_default(name, version)
+        log.debug("Setting default version to %s for model %s", version, name)
         self.changed()
 
     def list_models(self) -> list[tuple[str, str]]:
@@ -429,12 +495,15 @@ class ModelServer:
             Whether everything was answered in time.
         """
         self.draining = True
+        for version in self._arriving:
+            version.pool.scale(0, 0)  # who waits for its workers sees to the rest
         versions = list(self.registry)
-        in_time = await asyncio.gather(*(version.pool.drain(timeout) for version in versions))
+        in_time = await asyncio.gather(*(version.pool.drain(timeout) for version in [*versions, *self._leaving]))
         for version in versions:
             self.registry.remove(version)
             await asyncio.to_thread(version.archive.remove, keep_download=True)
-        await self._engine.close()
+        async with self._reloading:
+            await self._engine.close()
         return all(in_time)
 
 
@@ -442,3 +511,7 @@ def _split_spec(spec: str) -> tuple[str, str]:
     """Name, or "", and url of a model to load at start."""
     name, _, url = spec.rpartition("=") if "://" not in spec.partition("=")[0] else ("", "", spec)
     return name, url
+
+
+def _title(version: ModelVersion) -> str:
+    return f"Model {version.name} version {version.version}"

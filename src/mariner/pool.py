@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
+import time
 
 from mariner.batching import JobQueue
 from mariner.engines import Engine
@@ -24,6 +25,8 @@ log = logging.getLogger(__name__)
 
 FRAME_JOBS = 8  # requests worth a frame of their own to a fast model
 FINISH_GRACE = 5.0  # seconds between asking an idle worker to go and making it go
+RECOVERING = "Auto recovery start timestamp: "  # these two are what TorchServe writes and scripts look for
+RECOVERED = " Auto recovery succeeded, reset recoveryStartTS"
 
 
 class PoolObserver:
@@ -232,9 +235,10 @@ class WorkerPool:
                 if worker.pid:
                     await worker.ended()
             else:
+                again = RECOVERED if recovery.failing else ""
                 recovery.loaded()
                 seconds = self._clock.time() - worker.started_at
-                log.info("%s is ready after %.2f s.", worker.spec.name, seconds)
+                log.info("%s is ready after %.2f s.%s", worker.spec.name, seconds, again)
                 self._observer.loaded(self, worker, seconds)
                 self._settle(worker, None)
                 self._note_readiness()
@@ -245,6 +249,7 @@ class WorkerPool:
                 return
             if worker.answered:
                 recovery.answered()
+            again = "Auto recovery failed again" if recovery.failing else f"{RECOVERING}{time.time() * 1000:.0f}"
             delay = recovery.died() if reason.loaded else recovery.load_failed(self._clock.time())
             worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
             self._settle(worker, self._start_failed(worker, reason))
@@ -252,7 +257,10 @@ class WorkerPool:
             if delay is None:
                 log.error("%s ended: %s. It failed too often and is not started again.", worker.spec.name, reason)
                 return
-            log.warning("%s ended: %s. Retry worker: %d in %g seconds.", worker.spec.name, reason, worker.id, delay)
+            log.warning(
+                "%s ended: %s. Worker disconnected. %s. Retry worker: %d in %g seconds.",
+                *(worker.spec.name, reason, again, worker.id, delay),
+            )
             await self._sleep(delay)
             worker.move(Event.RETRY)
 
@@ -357,6 +365,16 @@ class WorkerPool:
             self._refuse_waiting(self._broken_error())
         elif self.queue:
             self._arm()
+
+    def take_over(self, other: WorkerPool) -> None:
+        """Serves what waits in another pool that has no worker to serve it."""
+        if other.ready:
+            return
+        jobs = other.queue.remove_all()
+        if jobs:
+            self.queue.put_back(jobs)
+            self._arm(min(job.deadline for job in jobs))
+            self._feed()
 
     def _refuse_waiting(self, error: MarinerError) -> None:
         for job in self.queue.remove_all():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from mariner.archive.read import Archive
 from mariner.errors import Conflict, DefaultVersionInUse, ModelNotFound, VersionNotFound
-from mariner.model_settings import ModelSettings
+from mariner.model_settings import ModelSettings, RegisterOptions
 from mariner.pool import WorkerPool
 
 __all__ = ["ModelVersion", "Registry"]
@@ -25,6 +25,7 @@ class ModelVersion:
         pool: its workers and, through them, its queue.
         runtime: runtime of the manifest or the registration.
         loaded_at_startup: it came with the server's start, not by a call.
+        options: what was asked for when it was registered.
     """
 
     name: str
@@ -34,6 +35,7 @@ class ModelVersion:
     pool: WorkerPool
     runtime: str = "python"
     loaded_at_startup: bool = False
+    options: RegisterOptions = field(default_factory=RegisterOptions)
 
 
 @dataclass(slots=True)
@@ -71,6 +73,24 @@ class Registry:
         """
         if name in self._models and version in self._models[name].versions:
             raise Conflict(f"Model version {version} is already registered for model {name}")
+
+    def replace(self, old: ModelVersion, new: ModelVersion) -> None:
+        """Puts a version of the same model into the place of another, also as the default one.
+
+        Raises:
+            ModelNotFound, VersionNotFound: the old one is not registered any more.
+            Conflict: a third has the number of the new one.
+        """
+        if self.get(old.name, old.version) is not old:
+            raise VersionNotFound(f"Model version: {old.version} of model: {old.name} was registered anew meanwhile")
+        if new.version != old.version:
+            self.check_free(new.name, new.version)
+        model = self._models[old.name]
+        model.versions = {
+            (new if each is old else each).version: new if each is old else each for each in model.versions.values()
+        }
+        if model.default == old.version:
+            model.default = new.version
 
     def get(self, name: str, version: str | None = None) -> ModelVersion:
         """A version, the default one if none is named.

@@ -22,8 +22,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from mariner import logs
 from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
@@ -51,14 +49,13 @@ from mariner.metrics import (
 from mariner.model_server import ModelServer
 from mariner.snapshot import SnapshotModel, Snapshots, parse_models, require_archives
 
-__all__ = ["Server", "reap_orphans", "run"]
+__all__ = ["Server", "run"]
 
 log = logging.getLogger(__name__)
 
 FAREWELL = 0.1  # seconds in which open connections hear that they end; closed at once, one may hold an unread request
 ARRIVALS = 2.0  # seconds that requests which are arriving when the stop begins may take to be complete
 LAST_ANSWERS = 5.0  # seconds for clients to take the answers that were ready when everything else had ended
-REAP_INTERVAL = 5.0  # seconds between two looks for processes that have ended and that nobody waits for
 FIRST_SAMPLE = 0.5  # seconds over which the first share of processor time is taken; the next have a whole interval
 TIMED_ANSWERS = 2000  # per second and listener; at 4 µs each they take less than a hundredth of the time
 ACCESS_LINES = {
@@ -366,7 +363,7 @@ def run(
     on_models_ready: Callable[[], None] = lambda: None,
     log_files: LogFiles | None = None,
 ) -> int:
-    """Serves until SIGTERM or SIGINT; returns the exit code of the process.
+    """Serves until SIGTERM or SIGINT; SIGHUP reloads changed archives. Returns the exit code of the process.
 
     Args:
         config: the settings.
@@ -391,6 +388,9 @@ async def _serve(
     loop = asyncio.get_running_loop()
     for name in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(name, stop.set)
+    # Until there is something to reload, a hang-up has no effect; without a terminal to lose it is a request.
+    stops_with_terminal = signal.getsignal(signal.SIGHUP) is signal.SIG_DFL and _has_terminal()
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     try:
         if log_files is None:
             server = await Server.start(config)
@@ -404,20 +404,39 @@ async def _serve(
     gc.set_threshold(*COLLECTIONS)
     on_ready([f"{kinds[0].value.capitalize()} API bind to: {listener.address}" for kinds, listener in server.listeners])
     waiter = asyncio.create_task(_tell_when_ready(server.models, on_models_ready), name="initial models")
-    reaper = asyncio.create_task(reap_orphans(), name="orphans") if os.getpid() == 1 else None
+    reloads: set[asyncio.Task[None]] = set()
+
+    def hang_up() -> None:
+        if stops_with_terminal and not _has_terminal():
+            stop.set()  # somebody closed the window this server ran in
+            return
+        task = asyncio.create_task(server.models.reload(), name="reload")
+        reloads.add(task)
+        task.add_done_callback(reloads.discard)
+
+    loop.add_signal_handler(signal.SIGHUP, hang_up)
     await stop.wait()
+    loop.add_signal_handler(signal.SIGHUP, lambda: None)
     log.info("Stopping: running requests are answered first.")
     for name in (signal.SIGTERM, signal.SIGINT):  # a second signal ends at once
         loop.remove_signal_handler(name)
         signal.signal(name, signal.SIG_DFL)
     in_time = await server.stop()
     waiter.cancel()
-    if reaper is not None:
-        reaper.cancel()
+    await asyncio.gather(*reloads)
     if not in_time:
         log.warning("Some requests were not answered within %g s.", config.drain_timeout)
     log.info("Torchserve stopped.")
     return 0
+
+
+def _has_terminal() -> bool:
+    """Whether this process has a controlling terminal that is still there."""
+    try:
+        os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
 
 
 def _log_metric(log_files: LogFiles, update: Update) -> None:
@@ -428,32 +447,6 @@ def _log_metric(log_files: LogFiles, update: Update) -> None:
 async def _tell_when_ready(models: ModelServer, on_models_ready: Callable[[], None]) -> None:
     await models.wait_until_ready()
     on_models_ready()
-
-
-async def reap_orphans(interval: float = REAP_INTERVAL) -> None:
-    """Collects what handlers' processes leave behind; the first process of a container inherits them.
-
-    Our own children are collected by whoever started them, at once. One that has been dead for a whole interval is
-    nobody's.
-
-    Args:
-        interval: seconds between two looks.
-    """
-    dead: set[int] = set()
-    while True:
-        await asyncio.sleep(interval)
-        earlier, dead = dead, _dead_children()
-        for pid in earlier & dead:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, os.WNOHANG)  # noqa: ASYNC222 - it is dead, so there is nothing to wait for
-
-
-def _dead_children() -> set[int]:
-    with contextlib.suppress(ChildProcessError, psutil.NoSuchProcess):  # no children at all, or one less meanwhile
-        if os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:  # a look that costs little
-            children = psutil.Process().children()
-            return {child.pid for child in children if child.status() == psutil.STATUS_ZOMBIE}
-    return set()
 
 
 def _event_loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:

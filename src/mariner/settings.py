@@ -454,6 +454,11 @@ class Config:
         LogFormat.CONSOLE, ours=True, doc="`console` for people, `json` for one JSON object per line."
     )
     log_level: LogLevel = setting(LogLevel.INFO, ours=True, doc="Least important lines that are shown.")
+    log_levels: tuple[str, ...] = setting(
+        (), ours=True,
+        doc="Levels of single loggers, such as `mariner.pool=debug,MODEL_LOG=error`. A logger is what a line names in "
+        "`ts_log.log` or in JSON; it counts for those below it as well.",
+    )  # fmt: skip
     log_location: Path = setting(
         Path("logs"), ours=True, always_env="LOG_LOCATION",
         doc="Directory of log files and snapshots. `mariner serve` writes files only where it is set.",

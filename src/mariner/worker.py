@@ -11,7 +11,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from mariner.batching import JobQueue
@@ -45,6 +45,7 @@ MAX_AHEAD = 64  # batches in the window; measured: more brought nothing
 MAX_FRAMES = 4  # unanswered at a time; what arrives meanwhile fills the next
 SMOOTHING = 0.2  # weight of the newest batch in the estimate of how long a batch takes
 LOW_WATER = 0.0002  # seconds of work below which a worker takes a batch that is not full although it is busy
+NAMED_REQUESTS = 20  # in one line of the log
 SPAWN_TIMEOUT = 120.0  # seconds from the creation of the process to its first word; TorchServe's limit
 
 
@@ -138,6 +139,7 @@ class Worker:
         self.cost = 0.0  # estimated seconds per batch; 0 until a batch has been measured
         self.answered = False  # the current process gave at least one good answer
         self.stopping = False  # it was asked to go: it must not be restarted
+        self._unanswered = 0  # times in a row that no answer came in time
         self._engine = engine
         self._queue = queue
         self._owner = owner
@@ -338,6 +340,7 @@ class Worker:
     def _begin_loading(self) -> None:
         if self.state is State.STARTING:
             self.move(Event.STARTED)
+            log.info("%s: Torch worker started.", self.spec.name)
         self._cancel_timer()
         self._timer = self._clock.call_at(self._clock.time() + self._startup_timeout, self._too_slow_to_load)
 
@@ -355,9 +358,10 @@ class Worker:
             return
         job, batch = self._jobs.pop(reply.job_id, _NOBODY)
         if job is None:
-            log.error("%s answered job %d, which it does not have.", self.spec.name, reply.job_id)
+            log.error("%s gave an answer, number %d, to no request that it has.", self.spec.name, reply.job_id)
             return
         self.answered = self.answered or not reply.failed
+        self._unanswered = 0
         batch.unanswered -= 1
         job.begun = batch.since if self._overlap else self._head_since
         if not batch.unanswered:
@@ -394,15 +398,21 @@ class Worker:
         if not self._overlap:
             self._queue.ahead -= sum(batch.size for batch in list(self._batches.values())[1:])
         self._batches, self._jobs = {}, {}
+        failed = []
         for job, batch in lost:
             began = self._overlap or batch.id == exit_.running_batch
             if not began and job.wanted and not job.streaming:
                 untouched.append(job)
             else:
+                if job.wanted:
+                    failed.append(job.request.id)
                 job.end(error)  # if nobody waits for it, this frees its body
         self._queue.put_back(untouched)
+        if failed:
+            log.warning("%s died while it ran %s.", self.spec.name, _name_requests(failed))
         if untouched:
-            log.info("%s: %d requests it had not begun wait again.", self.spec.name, len(untouched))
+            waiting = _name_requests([job.request.id for job in untouched])
+            log.info("%s had not begun %s: what it leaves waits again.", self.spec.name, waiting)
         self._ended.set_result(exit_)
         self._owner.has_room(self)
 
@@ -430,7 +440,17 @@ class Worker:
         since = min(batch.since for batch in self._batches.values()) if self._overlap else self._head_since
         due = since + self._response_timeout
         if self._clock.time() >= due:
-            log.warning("%s gave no answer within %g s (responseTimeout).", self.spec.name, self._response_timeout)
+            self._unanswered += 1
+            log.warning(
+                "%s gave no answer within %g s (responseTimeout). Number or consecutive unsuccessful inference %d",
+                *(self.spec.name, self._response_timeout, self._unanswered),
+            )
             self.kill(f"it gave no answer within {self._response_timeout:g} s (responseTimeout)")
         else:
             self._timer = self._clock.call_at(due, self._check_response)
+
+
+def _name_requests(ids: Sequence[str]) -> str:
+    """Requests by their ids, as many as a line holds."""
+    more = f" and {len(ids) - NAMED_REQUESTS} more" if len(ids) > NAMED_REQUESTS else ""
+    return f"request {', '.join(ids[:NAMED_REQUESTS])}{more}"

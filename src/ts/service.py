@@ -72,11 +72,11 @@ def _one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(_printed(error).split())[:LONGEST_PHRASE]}"
 
 
-def _encode_or_log(item: Any) -> bytes | None:
+def _encode_or_log(item: Any, request_id: str) -> bytes | None:
     try:
         return encode_output(item)
     except Exception:
-        logger.exception(UNSUPPORTED_OUTPUT)
+        logger.exception("%s [request %s]", UNSUPPORTED_OUTPUT, request_id)
         return None
 
 
@@ -241,7 +241,8 @@ class Service:
             return self._fail(jobs, error)
 
     def _fail(self, jobs: Sequence[Job], error: BaseException) -> list[Reply]:
-        status, message = _describe_failure(error)
+        status, message, text = _describe_failure(error)
+        logger.error("%s [request %s]", text, ", ".join(request.id for _, request in jobs), exc_info=error)
         return [self._failure(job_id, status, message) for job_id, _ in jobs if job_id not in self._ended]
 
     def _isolate(self, jobs: Sequence[Job], cause: str) -> None:
@@ -300,7 +301,7 @@ class Service:
         except Exception as error:
             if not self._isolates:
                 raise _BadOutput(UNSUPPORTED_OUTPUT) from error
-            bodies = [_encode_or_log(item) for item in results]
+            bodies = [_encode_or_log(item, job[1].id) for item, job in zip(results, jobs, strict=True)]
         if self._streams:
             self._end_streams()
         replies = [
@@ -326,7 +327,7 @@ class Service:
                 f"The answer has {len(body)} bytes, more than max_response_size allows ({self._limit}). "
                 "Return less or raise max_response_size."
             )
-            logger.error("%s", message)
+            logger.error("%s [request %s]", message, self._request_id(job_id))
             return self._failure(job_id, 500, message)
         if processor.untouched():
             return Reply(job_id, body, handler_seconds=self._seconds)
@@ -340,13 +341,17 @@ class Service:
                 (_header_text(name), _header_text(value)) for name, value in processor.get_response_headers().items()
             )
         except Exception:
-            logger.exception("The status or a header that the handler set cannot be sent.")
+            request_id = self._request_id(job_id)
+            logger.exception("The status or a header that the handler set cannot be sent. [request %s]", request_id)
             return self._failure(job_id, 503, "The handler set a response status or header that cannot be sent.")
         return Reply(job_id, body, status, phrase, headers, handler_seconds=self._seconds)
 
     def _failure(self, job_id: int, status: int, message: str) -> Reply:
         body = _printed(message).encode("utf-8", "replace")[: self._limit]
         return Reply(job_id, body, status, failed=True, handler_seconds=self._seconds)
+
+    def _request_id(self, job_id: int) -> str:
+        return next((request.id for id_, request in self._jobs if id_ == job_id), "")
 
     def _end_streams(self) -> None:
         for processor in self._processors:
@@ -372,22 +377,17 @@ class Service:
         return self.open_loop().run_until_complete(wait())
 
 
-def _describe_failure(error: BaseException) -> tuple[int, str]:
-    """Status and message for the client; the log gets the traceback."""
+def _describe_failure(error: BaseException) -> tuple[int, str, str]:
+    """Status and message for the client, and what the log says above the traceback."""
     if isinstance(error, _BadOutput):
-        logger.error("%s", error, exc_info=error)
-        return 503, str(error)
+        return 503, str(error), str(error)
     if isinstance(error, MemoryError):
-        logger.error("System out of memory", exc_info=error)
-        return 507, "Out of resources"
+        return 507, "Out of resources", "System out of memory"
     if isinstance(error, PredictionException):
-        logger.error("Prediction error", exc_info=error)
-        return _status_of(error.error_code), _printed(error.message)
+        return _status_of(error.error_code), _printed(error.message), "Prediction error"
     if out_of_memory(error):
-        logger.error("CUDA out of memory", exc_info=error)
-        return 507, "Out of resources"
-    logger.error("Invoking custom service failed.", exc_info=error)
-    return 503, "Prediction failed"
+        return 507, "Out of resources", "CUDA out of memory"
+    return 503, "Prediction failed", "Invoking custom service failed."
 
 
 def _status_of(code: Any) -> int:

@@ -12,7 +12,7 @@ import re
 import shutil
 import stat
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +46,8 @@ class Archive:
         warnings: what is odd about it, a text each.
         holder: the temporary directory that goes with it.
         downloaded: the file that was fetched into the model store for it.
+        source: the file or directory it was opened from.
+        fingerprint: what that looked like just before.
     """
 
     url: str
@@ -56,6 +58,12 @@ class Archive:
     warnings: tuple[str, ...]
     holder: Path
     downloaded: Path | None = None
+    source: Path | None = None
+    fingerprint: str = ""
+
+    def changed(self) -> bool:
+        """Whether what it was opened from has been replaced, edited or removed since."""
+        return self.source is not None and _fingerprint(self.source) != self.fingerprint
 
     @property
     def stored_name(self) -> str:
@@ -332,6 +340,7 @@ def _check_hash(url: str, path: Path, sha256: str | None) -> None:
 
 def _open(url: str, source: _Source, temp_dir: Path, limits: Limits | None) -> Archive:
     holder = _private_directory(temp_dir) / uuid.uuid4().hex
+    fingerprint = _fingerprint(source.path)  # first: what changes while it is read has changed since
     try:
         if source.path.is_dir():
             model_dir = _link(source.path, holder)
@@ -363,7 +372,32 @@ def _open(url: str, source: _Source, temp_dir: Path, limits: Limits | None) -> A
         warnings=tuple(warnings),
         holder=holder,
         downloaded=source.path if source.downloaded else None,
+        source=source.path,
+        fingerprint=fingerprint,
     )
+
+
+def _fingerprint(path: Path) -> str:
+    """Changes with what is at a path: inode, size and time of each file, as reading them all would take too long."""
+    digest = hashlib.sha256()
+    for name, status in _statuses(path):
+        digest.update(f"{name}\0{status.st_ino}\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+    return digest.hexdigest()
+
+
+def _statuses(path: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Each file of a directory, or the file itself; nothing if there is none."""
+    if not path.is_dir():
+        with suppress(OSError):
+            yield path.name, path.stat()
+        return
+    for folder, folders, names in os.walk(path):
+        folders[:] = sorted(name for name in folders if name != "__pycache__")  # Python's own, written by workers
+        links = [name for name in folders if Path(folder, name).is_symlink()]  # not followed: they may lead in circles
+        for name in sorted(names + links):
+            file = Path(folder, name)
+            with suppress(OSError):  # a link to nothing, say
+                yield str(file.relative_to(path)), file.stat()
 
 
 def _extract(url: str, path: Path, holder: Path, limits: Limits | None) -> None:

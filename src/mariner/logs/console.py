@@ -11,7 +11,8 @@ import sys
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
-from mariner.config import Config, LogFormat
+from mariner.config import Config, LogFormat, LogLevel
+from mariner.errors import ConfigurationError
 
 __all__ = ["CONTROL", "MODEL_LOG", "SOURCE", "STARTED", "announce", "configure", "relay"]
 
@@ -31,10 +32,17 @@ CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)
 
 
 def configure(config: Config, stream: TextIO | None = None) -> None:
-    """Sends every line to ``stream``, else stdout, in the configured format; replaces what an earlier call set up."""
+    """Sends every line to ``stream``, else stdout, in the configured format; replaces what an earlier call set up.
+
+    Raises:
+        ConfigurationError: a level of a single logger is none.
+    """
+    levels = dict(map(_read_level, config.log_levels))
     root = logging.getLogger()
     for handler in root.handlers[:]:
         if isinstance(handler, _ConsoleHandler):
+            for name in handler.levels:
+                logging.getLogger(name).setLevel(logging.NOTSET)
             root.removeHandler(handler)
             handler.close()
     stream = stream or sys.stdout
@@ -44,6 +52,20 @@ def configure(config: Config, stream: TextIO | None = None) -> None:
     console.setFormatter(_JsonFormatter() if config.log_format is LogFormat.JSON else _ConsoleFormatter())
     root.addHandler(console)
     root.setLevel(config.log_level.value.upper())
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
+    console.levels = tuple(levels)
+
+
+def _read_level(text: str) -> tuple[str, str]:
+    """Name of a logger and its level, from ``mariner.pool=debug``."""
+    name, _, level = (part.strip() for part in text.partition("="))
+    if not name or level.lower() not in {known.value for known in LogLevel}:
+        raise ConfigurationError(
+            f"Invalid configuration: log_levels={text}: expected <logger>=<level>.",
+            hint=f"Levels are {', '.join(known.value for known in LogLevel)}; a logger is mariner.pool, say.",
+        )
+    return name, level.upper()
 
 
 def relay(worker_name: str, stream_name: str, line: str) -> None:
@@ -66,6 +88,8 @@ def announce(line: str) -> None:
 
 class _ConsoleHandler(_Handler):
     """Survives a reader or terminal that goes away: the server must not fail because nobody reads its log."""
+
+    levels: tuple[str, ...] = ()  # loggers that got a level of their own with it
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name logging gives it
         error = sys.exc_info()[1]

@@ -167,6 +167,15 @@ def test_a_second_server_is_refused(shell: Shell) -> None:
 
 
 @pytest.mark.slow
+def test_of_two_starts_at_the_same_instant_one_is_refused(shell: Shell) -> None:
+    starts = [shell.start("torchserve", "--start", "--model-store", "store", "--ncs") for _ in range(2)]
+    assert sorted(process.wait(30) for process in starts) == [0, 1]
+    assert shell.output.count("queue 100 models") == 1
+    assert "TorchServe is already running, please use torchserve --stop to stop TorchServe.\n" in shell.output
+    assert shell.server.is_running()
+
+
+@pytest.mark.slow
 def test_stop_ends_the_server_and_a_second_stop_finds_none(shell: Shell) -> None:
     shell.torchserve("--start", "--model-store", "store")
     server = shell.server

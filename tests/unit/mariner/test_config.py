@@ -430,3 +430,16 @@ def test_a_file_that_cannot_be_read_is_an_error(tmp_path: Path) -> None:
 def test_what_can_be_no_path_is_refused(load: Load) -> None:
     with pytest.raises(ConfigurationError, match="Expected a path"):
         load("model_store=a\0b")
+
+
+@pytest.mark.parametrize("text", ["log_config=log4j2.xml", "vmargs=-Dlog4j.configurationFile=file:///etc/log4j2.xml"])
+def test_a_log4j_configuration_gets_one_warning_that_names_what_to_use(load: Load, text: str) -> None:
+    (warning,) = (text for text in load(text).warnings if "og4j" in text or "log_config" in text)
+    assert warning.startswith("The Log4j configuration is not read. log_level and log_levels choose")
+
+
+def test_levels_of_loggers_come_as_a_list(load: Load) -> None:
+    assert load("log_levels=mariner.pool=debug, MODEL_LOG=error").log_levels == (
+        "mariner.pool=debug",
+        "MODEL_LOG=error",
+    )

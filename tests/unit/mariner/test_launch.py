@@ -3,13 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from mariner.errors import ConfigurationError
-from mariner.launch import PidFile, StartReport, stop
+from mariner.launch import ALREADY_RUNNING, PidFile, StartReport, stop
 
 Run = Callable[..., "subprocess.Popen[str]"]
 
@@ -136,7 +137,8 @@ def test_stop_does_not_claim_what_is_not_true(pid_file: PidFile, run: Run) -> No
     pid_file.write(process.pid)
     said: list[str] = []
     assert stop(pid_file, timeout=0, quiet=False, say=said.append) == 0
-    assert said == ["Stopping TorchServe took too long."]
+    assert said[0] == "Stopping TorchServe took too long."
+    assert f"kill -9 {process.pid} ends it now." in said[1]
     assert process.poll() is None
     assert pid_file.path.exists()
 
@@ -171,3 +173,40 @@ def test_workers_do_not_inherit_the_report() -> None:
     report.close()
     os.close(reader)
     os.close(reader2)
+
+
+def test_of_two_starts_at_once_one_waits_and_is_refused(pid_file: PidFile, run: Run) -> None:
+    process = run("mariner", OBEDIENT)
+    results: list[str] = []
+    entered, may_record = threading.Event(), threading.Event()
+
+    def first() -> None:
+        with pid_file.claim():
+            entered.set()
+            may_record.wait(20)
+            pid_file.write(process.pid)
+            results.append("started")
+
+    def second() -> None:
+        try:
+            with PidFile(pid_file.path).claim():
+                results.append("started too")
+        except ConfigurationError as error:
+            results.append(error.message)
+
+    threads = [threading.Thread(target=first), threading.Thread(target=second)]
+    threads[0].start()
+    assert entered.wait(20)
+    threads[1].start()
+    may_record.set()
+    for thread in threads:
+        thread.join(20)
+    assert results == ["started", ALREADY_RUNNING]
+    assert [path.name for path in pid_file.path.parent.iterdir() if "pid" in path.name] == [pid_file.path.name]
+
+
+def test_a_claim_is_over_with_its_holder(pid_file: PidFile) -> None:
+    with pytest.raises(RuntimeError, match="boom"), pid_file.claim():
+        raise RuntimeError("boom")
+    with pid_file.claim():
+        pass

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -18,6 +20,7 @@ from mariner.lifecycle import State
 from mariner.pool import WorkerPool
 from mariner.recipe import Recipe
 from mariner.testing import FakeClock, FakeEngine, settle
+from mariner.worker import _name_requests
 from ts.wire import Load
 
 
@@ -291,6 +294,68 @@ async def test_a_death_fails_the_running_batch_and_returns_the_others_untouched(
     await settle()
     successor.reply(successor.batches[1], b"later")
     assert s.bodies("next", "later") == [b"next", b"later"]
+
+
+async def test_the_log_names_the_requests_that_a_death_concerns(
+    scene: SceneMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    s.put("probe")
+    await settle()
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"", seconds=0.0001)
+    for name in ("running", "next", "later"):
+        s.put(name)
+    await settle()
+    process.die(-11)
+    await settle()
+    assert "W-9000-m_1.0 died while it ran request running." in caplog.messages
+    assert f"request {', '.join(map(str, range(20)))} and 5 more" == _name_requests([str(n) for n in range(25)])
+
+
+async def test_a_death_and_a_recovery_are_told_in_the_words_scripts_look_for(
+    scene: SceneMaker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    s = scene(loads=False)
+    s.pool.scale(1, 1)
+    await settle()
+    s.engine.processes[0].loaded("no such file", ok=False)
+    await settle()
+    (first,) = (line for line in caplog.messages if "ended" in line)
+    assert re.fullmatch(
+        r"W-9000-m_1\.0 ended: no such file\. Worker disconnected\. Auto recovery start timestamp: \d{13}\. "
+        r"Retry worker: 9000 in 1 seconds\.",
+        first,
+    )
+    await s.clock.advance(1.0)
+    s.engine.processes[1].loaded("no such file", ok=False)
+    await settle()
+    assert "Auto recovery failed again. Retry worker: 9000 in 1 seconds." in caplog.messages[-1]
+    await s.clock.advance(1.0)
+    s.engine.processes[2].loaded()
+    await settle()
+    assert caplog.messages[-1] == ("W-9000-m_1.0 is ready after 0.00 s. Auto recovery succeeded, reset recoveryStartTS")
+
+
+async def test_missing_answers_are_counted_until_one_comes(scene: SceneMaker, caplog: pytest.LogCaptureFixture) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    for number in (1, 2):
+        s.put(f"slow {number}")
+        await settle()
+        await s.clock.advance(10.0)
+        await s.clock.advance(1.0)
+        assert any(line.endswith(f"Number or consecutive unsuccessful inference {number}") for line in caplog.messages)
+    s.put("quick")
+    await settle()
+    s.engine.processes[-1].reply(s.engine.processes[-1].batches[0], b"")
+    s.put("slow 3")
+    await settle()
+    await s.clock.advance(10.0)
+    assert caplog.text.count("inference 1\n") == 2
 
 
 async def test_a_worker_that_died_once_restarts_at_once_then_backs_off(scene: SceneMaker) -> None:

@@ -282,6 +282,19 @@ def test_the_log_has_the_traceback(caplog: pytest.LogCaptureFixture) -> None:
     assert "ValueError: boom" in caplog.text
 
 
+def test_the_log_names_the_requests_and_not_what_they_asked(caplog: pytest.LogCaptureFixture) -> None:
+    predict(raises(ValueError("boom")), b"secret", b"private")
+    (record,) = (record for record in caplog.records if record.exc_info)
+    assert record.getMessage() == "Invoking custom service failed. [request id-0, id-1]"
+    assert not {"secret", "private"} & set(caplog.text.replace("'", " ").split())
+
+
+def test_an_answer_that_is_too_long_is_logged_with_its_request(caplog: pytest.LogCaptureFixture) -> None:
+    predict(returns("short", "x" * 50), b"1", b"2", max_response_size=40)
+    (line,) = caplog.messages
+    assert line.endswith("[request id-1]")
+
+
 def test_a_handler_may_end_the_process() -> None:
     with pytest.raises(SystemExit):
         predict(raises(SystemExit(3)))

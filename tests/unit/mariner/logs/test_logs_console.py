@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from mariner.config import Config, LogFormat, LogLevel
+from mariner.errors import ConfigurationError
 from mariner.logs import MODEL_LOG, announce, configure, relay
 
 log = logging.getLogger("mariner.serve")
@@ -159,3 +160,31 @@ def test_what_the_encoding_lacks_is_escaped() -> None:
     configure(Config(), io.TextIOWrapper(raw, encoding="ascii"))
     relay("W-9000-m_1.0", "stdout", "é \udcff")
     assert rb"\xe9 \udcff" in raw.getvalue()
+
+
+def test_a_logger_may_have_a_level_of_its_own_until_the_next_configuration() -> None:
+    pool, queue = logging.getLogger("mariner.pool"), logging.getLogger("mariner.batching")
+    configure(Config(log_levels=("mariner.pool=debug", "MODEL_LOG = Error")), io.StringIO())
+    assert (pool.isEnabledFor(logging.DEBUG), queue.isEnabledFor(logging.DEBUG)) == (True, False)
+    assert not logging.getLogger(MODEL_LOG).isEnabledFor(logging.WARNING)
+    configure(Config(), io.StringIO())
+    assert not pool.isEnabledFor(logging.DEBUG)
+    assert logging.getLogger(MODEL_LOG).isEnabledFor(logging.INFO)
+
+
+@pytest.mark.parametrize("text", ["mariner.pool", "=debug", "mariner.pool=loud"])
+def test_a_level_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"log_levels={text}: expected <logger>=<level>")):
+        configure(Config(log_levels=(text,)), io.StringIO())
+
+
+def test_an_event_is_one_line_whatever_is_in_it(events: io.StringIO) -> None:
+    try:
+        int("two\nlines \x1b[31m")
+    except ValueError:
+        log.exception("It failed: %s", "a\r\nb")
+    (line,) = events.getvalue().splitlines()
+    event = json.loads(line)
+    assert event["message"] == "It failed: a\r\nb"
+    assert event["exception"].startswith("Traceback (most recent call last):\n")
+    assert set(event) == {"time", "level", "logger", "message", "exception"}
