@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -275,6 +275,11 @@ def _without_effect(found: Mapping[str, Found]) -> list[str]:
     java = sorted(setting.key for setting in chosen if setting.java_only)
     inert = sorted(setting.key for setting in chosen if setting.inert)
     texts = []
+    if "cpu_launcher_enable" in found and found["cpu_launcher_enable"].text.strip().lower() == "true":
+        texts.append(
+            "cpu_launcher_enable: workers start without torch.backends.xeon.run_cpu and are not pinned to cores. "
+            "Their threads share the processors evenly."
+        )
     if java:
         texts.append(f"Settings of the Java server are accepted and ignored: {', '.join(java)}.")
     if inert:
@@ -290,9 +295,9 @@ def find_setting(name: str) -> Setting | None:
     return _by_name().get(name)
 
 
-def did_you_mean(name: str) -> str:
-    """A question with the setting that is called almost like that, or ""."""
-    close = difflib.get_close_matches(name, SETTINGS, n=1, cutoff=_CLOSE)
+def did_you_mean(name: str, names: Iterable[str] = SETTINGS) -> str:
+    """A question with the one of the names, by default of all settings, that is almost like that, or ""."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=_CLOSE)
     return f"Did you mean {close[0]}?" if close else ""
 
 
