@@ -366,7 +366,7 @@ def _without_effect(config: ModelConfig, document: Mapping[Any, Any]) -> list[st
     keys = [row.key for name, row in rows(ModelConfig).items() if row.inert and getattr(config, name) is not None]
     texts = [f"Keys without effect in this version: {', '.join(keys)}."] if keys else []
     if config.parallel_type is None:
-        ignored = [key for key in ("parallelLevel", "torchrun") if document.get(key)]
+        ignored = [key for key in ("parallelLevel", "torchrun") if document.get(key) not in (None, 0, 1)]
         texts += [f"Without parallelType there is no effect of {' and '.join(ignored)}."] if ignored else []
     return texts
 
