@@ -70,6 +70,8 @@ docs: $(SETUP) ## regenerate the reference pages that come from the code
 	@mkdir -p build
 	$(BIN)/mariner config docs > build/configuration.md.new
 	mv build/configuration.md.new docs/reference/configuration.md
+	$(BIN)/mariner config docs --model > build/model-config.md.new
+	mv build/model-config.md.new docs/reference/model-config.md
 	$(BIN)/mariner metrics docs > build/metrics.md.new
 	mv build/metrics.md.new docs/reference/metrics.md
 	$(ORACLE) page > build/compatibility.md.new

@@ -256,8 +256,10 @@ def _serve(options: argparse.Namespace) -> int:
     return _as_child_of_init(lambda: _run(config, with_files=config.is_set("log_location")))
 
 
-def _config_docs(_options: argparse.Namespace) -> int:
-    sys.stdout.write(reference_page())
+def _config_docs(options: argparse.Namespace) -> int:
+    from mariner.archive import model_config_page  # noqa: PLC0415 - of no use to the other commands
+
+    sys.stdout.write(model_config_page.reference_page() if options.model else reference_page())
     return 0
 
 
@@ -270,6 +272,8 @@ def _metrics_docs(_options: argparse.Namespace) -> int:
 
 def _config_explain(options: argparse.Namespace) -> int:
     config = load_config(_flags(options), os.environ, Path.cwd())
+    if options.model is not None:
+        return _explain_model(config, options.model, options.key)
     if options.key is not None:
         setting = find_setting(options.key)
         if setting is None:
@@ -282,7 +286,35 @@ def _config_explain(options: argparse.Namespace) -> int:
     return 0
 
 
+def _explain_model(config: Config, name: str, key: str | None) -> int:
+    from mariner.devices import Accelerators  # noqa: PLC0415 - of no use to the other commands
+    from mariner.explain import explain_model  # noqa: PLC0415 - as above
+
+    gpus = Accelerators.detect(os.environ, config.number_of_gpu).count
+    explained, warnings = explain_model(config, name, gpus=gpus)
+    if key is None:
+        _print_table([(row.key, row.value, row.place, row.place == "default") for row in explained])
+    else:
+        row = next((row for row in explained if row.key == key), None)
+        if row is None:
+            hint = did_you_mean(key, [row.key for row in explained])
+            raise ConfigurationError(f"There is no key {key} in the model config.", hint=hint)
+        _say(f"{row.key} = {row.value}\n{row.doc}\n  from: {row.place}".replace("`", ""))
+    for warning in warnings:
+        _complain(warning)
+    return 0
+
+
 def _explain_all(config: Config) -> None:
+    rows = []
+    for setting in SETTINGS.values():
+        origin = config.origin(setting.key)
+        rows.append((setting.key, _value(config, setting), str(origin), origin.source is Source.DEFAULT))
+    _print_table(rows)
+
+
+def _print_table(rows: Iterable[tuple[str, str, str, bool]]) -> None:
+    """Prints keys, values and places; a line is dim where nobody has chosen the value."""
     from rich.console import Console  # noqa: PLC0415 - slow to import
     from rich.table import Table  # noqa: PLC0415 - as above
     from rich.text import Text  # noqa: PLC0415 - as above
@@ -291,11 +323,8 @@ def _explain_all(config: Config) -> None:
     table.add_column("Key", no_wrap=True)
     table.add_column("Value")
     table.add_column("From")
-    for setting in SETTINGS.values():
-        origin = config.origin(setting.key)
-        style = "dim" if origin.source is Source.DEFAULT else ""
-        value = _value(config, setting)
-        table.add_row(*(Text(cell, style=style, overflow="fold") for cell in (setting.key, value, str(origin))))
+    for *cells, default in rows:
+        table.add_row(*(Text(cell, style="dim" if default else "", overflow="fold") for cell in cells))
     Console().print(table)
 
 
@@ -346,10 +375,12 @@ def _mariner_parser() -> argparse.ArgumentParser:
     _add_flags(serve, SETTINGS.values())
     config = verbs.add_parser("config", help="Look at the settings.").add_subparsers(metavar="VERB", required=True)
     explain = config.add_parser("explain", help="Print values and where they come from.", allow_abbrev=False)
-    explain.add_argument("key", nargs="?", help="Explain this setting only.")
+    explain.add_argument("key", nargs="?", help="Explain this setting only, or this key of the model config.")
+    explain.add_argument("--model", metavar="NAME", help="Explain what this model of the model store runs with.")
     explain.set_defaults(run=_config_explain)
     _add_flags(explain, SETTINGS.values())
     docs = config.add_parser("docs", help="Print the reference page in Markdown.")
+    docs.add_argument("--model", action="store_true", help="The page on the model config instead.")
     docs.set_defaults(run=_config_docs)
     metrics = verbs.add_parser("metrics", help="Look at the metrics.").add_subparsers(metavar="VERB", required=True)
     docs = metrics.add_parser("docs", help="Print the reference page in Markdown.")

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mariner.archive.download import fetch
 from mariner.archive.manifest import Runtime
+from mariner.archive.model_config import ModelConfig
 from mariner.archive.read import Archive, derive_model_name, open_archive
 from mariner.archive.s3 import sign_get
 from mariner.batching import make_queue
@@ -22,7 +23,7 @@ from mariner.engines import Engine
 from mariner.errors import BadRequest, InvalidArchive
 from mariner.jobs import Job, Reply, Sample
 from mariner.metrics import Metrics
-from mariner.model_settings import RegisterOptions, resolve
+from mariner.model_settings import ModelSettings, RegisterOptions, resolve
 from mariner.pool import PoolObserver, WorkerPool
 from mariner.recipe import make_recipe, worker_environment
 from mariner.registry import ModelVersion
@@ -78,7 +79,7 @@ class ModelLoader:
         Raises:
             ModelNotFound, InvalidArchive, DownloadFailed, Conflict, BadRequest: it cannot be done.
         """
-        _runtime(options)  # nothing is fetched for a call that is wrong
+        _runtime(options.runtime)  # nothing is fetched for a call that is wrong
         return await asyncio.to_thread(
             open_archive,
             url,
@@ -114,9 +115,10 @@ class ModelLoader:
         for warning in archive.warnings:
             log.warning("Model %s: %s", name, warning)
         preset = self._config.models.get(name, {}).get(manifest.model_version, {})
+        yaml = self._usable_config(name, archive.config)
         settings = resolve(
             self._config,
-            archive.config,
+            yaml,
             options,
             preset=preset,
             automatic_workers=max(1, self._accelerators.count) if at_startup else None,
@@ -126,6 +128,7 @@ class ModelLoader:
             raise BadRequest(
                 f"Model {name} asks for {settings.min_workers} workers; at most {MAX_WORKERS} are started."
             )
+        self._require_devices(name, settings)
         recipe = make_recipe(
             name,
             manifest.model_version,
@@ -134,9 +137,9 @@ class ModelLoader:
             settings=settings,
             config=self._config,
             python=interpreter(archive),
-            environment=self._environment(archive, workers),
+            environment=self._environment(yaml, workers),
             next_id=self._next_worker,
-            device=lambda _: self._device_for(f"{name}/{manifest.model_version}", archive),
+            device=lambda _: self._device_for(f"{name}/{manifest.model_version}", yaml),
             spare_processors=cpu_quota() > workers,
         )
         queue = make_queue(
@@ -154,7 +157,7 @@ class ModelLoader:
             archive,
             settings,
             pool,
-            runtime=_runtime(options) or manifest.runtime.value,
+            runtime=_runtime(options.runtime or preset.get("runtimeType")) or manifest.runtime.value,
             loaded_at_startup=at_startup,
             options=options,
         )
@@ -194,30 +197,61 @@ class ModelLoader:
             cancelled=cancelled,
         )
 
-    def _environment(self, archive: Archive, workers: int) -> dict[str, str]:
+    def _usable_config(self, name: str, yaml: ModelConfig) -> ModelConfig:
+        """The model config, less a list of devices that do not all exist.
+
+        Raises:
+            InvalidArchive: it asks for what does not exist yet.
+        """
+        if refused := yaml.refused():
+            raise InvalidArchive(
+                f"Model {name} cannot be served by this version: its model config has {', '.join(refused)}.",
+                hint="The reference page of the model config lists what is not there yet.",
+            )
+        if yaml.device_ids and self._devices.usable(yaml.device_ids) != tuple(dict.fromkeys(yaml.device_ids)):
+            return replace(yaml, device_ids=None)
+        return yaml
+
+    def _require_devices(self, name: str, settings: ModelSettings) -> None:
+        """A handler that spreads over several GPUs by itself (``parallelType: custom``) is alone with all of them."""
+        yaml, level = settings.config, settings.config.parallel_level or 0
+        count = len(self._devices.usable(yaml.device_ids))
+        if level < 2 or not count or yaml.device_type == "cpu":
+            return
+        if level > count:
+            raise InvalidArchive(
+                f"No enough gpu devices for model:{name} parallelLevel:{level}", hint=f"It may use {count} of them."
+            )
+        if settings.max_workers > 1:
+            raise InvalidArchive(
+                f"Model {name} cannot be served by this version: several workers on {level} GPUs each.",
+                hint="Set minWorkers and maxWorkers to 1: the one worker sees all GPUs.",
+            )
+
+    def _environment(self, yaml: ModelConfig, workers: int) -> dict[str, str]:
         """What the workers of a version find in their environment; those for the CPU see no GPU.
 
         Much copied handlers ask ``torch.cuda.is_available()`` and not whether their worker was given a GPU.
         """
         environment = worker_environment(os.environ, self._config, threads_per_worker(workers))
-        if archive.config.device_type == "cpu" and self._accelerators.visible_variable:
+        if yaml.device_type == "cpu" and self._accelerators.visible_variable:
             environment[self._accelerators.visible_variable] = ""
         return environment
 
-    def _device_for(self, version: str, archive: Archive) -> int | None:
+    def _device_for(self, version: str, yaml: ModelConfig) -> int | None:
         """The GPU of the next worker, None for the CPU."""
-        if archive.config.device_type == "cpu":
+        if yaml.device_type == "cpu":
             return None
-        return self._devices.assign(version, archive.config.device_ids)
+        return self._devices.assign(version, yaml.device_ids)
 
 
-def _runtime(options: RegisterOptions) -> str | None:
-    if options.runtime is None:
+def _runtime(name: str | None) -> str | None:
+    if name is None:
         return None
     try:
-        return Runtime(options.runtime).value
+        return Runtime(name).value
     except ValueError:
-        raise BadRequest(f"Invalid RuntimeType value: {options.runtime}") from None
+        raise BadRequest(f"Invalid RuntimeType value: {name}") from None
 
 
 class _Observer(PoolObserver):

@@ -7,7 +7,7 @@ worker counts       model YAML (a valid pair) > request > ``models`` (start-up o
 batch size, delay   request > model YAML > ``models`` > default
 timeouts            request > model YAML > ``models`` > server default (TorchServe ignored the request beside a YAML)
 queue, retries,     model YAML > server default
-isolation
+isolation, start
 ==================  =========================================================================================
 """
 
@@ -15,14 +15,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from enum import Enum
+from typing import Any, Final, NamedTuple
 
 from mariner.archive.model_config import ModelConfig
-from mariner.config import Config
+from mariner.config import Config, Source
 
-__all__ = ["ModelSettings", "RegisterOptions", "resolve"]
+__all__ = ["MODEL_CONFIG", "Choice", "ModelSettings", "RegisterOptions", "choose", "resolve"]
 
-DEFAULT_BATCH_DELAY = 0.1  # seconds; TorchServe's default
+DEFAULT_BATCH_DELAY: Final = 0.1  # seconds; TorchServe's default, as are the others
+DEFAULT_RETRY_WINDOW: Final = 300  # seconds
+NO_TIMEOUT: Final = 2**31 - 1  # seconds; what TorchServe has and shows with debug=true
+
+MODEL_CONFIG: Final = "model config"
+_MODELS: Final = "models"
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +68,10 @@ class ModelSettings:
         startup_timeout: for loading.
         retry_window: how long loading may fail without one success.
         client_timeout: deadline of a request that names none; 0 for none.
+        job_ticket: a request is taken only if a worker is idle.
         isolate_batch_errors: a batch that fails is run again in parts. Never for models that keep state between the
             requests of a sequence or a stream: a second run would count twice.
+        warm_start: its workers fork from a process that has imported PyTorch, where they use it.
         overlap: most requests that a worker runs side by side (``asyncCommunication``); 0 if it runs batches one after
             the other. Such workers get single requests.
         config: the whole model YAML, for what is passed through.
@@ -79,9 +87,18 @@ class ModelSettings:
     startup_timeout: float
     retry_window: float
     client_timeout: float
+    job_ticket: bool
     isolate_batch_errors: bool
+    warm_start: bool
     overlap: int
     config: ModelConfig
+
+
+class Choice(NamedTuple):
+    """A value, and the place that decided."""
+
+    value: Any
+    place: str
 
 
 def resolve(
@@ -102,40 +119,90 @@ def resolve(
         automatic_workers: how many workers a model that is loaded at start-up gets when nobody says; None for a
             model registered by a call, which gets none then.
     """
-    min_workers, max_workers = options.worker_bounds or _workers(config, yaml, options, preset, automatic_workers)
-    batch_size = max(1, _first(options.batch_size, yaml.batch_size, _positive(preset, "batchSize"), 1))
-    queue_size = yaml.job_queue_size or config.job_queue_size
-    return ModelSettings(
-        min_workers=min_workers,
-        max_workers=max_workers,
-        batch_size=1 if yaml.async_communication else batch_size,
-        max_batch_delay=_first(
-            options.max_batch_delay,
-            _seconds(yaml.max_batch_delay) or None,
-            _seconds(_positive(preset, "maxBatchDelay")),
-            DEFAULT_BATCH_DELAY,
+    chosen = choose(config, yaml, options, preset=preset, automatic_workers=automatic_workers)
+    return ModelSettings(**{name: choice.value for name, choice in chosen.items()}, config=yaml)
+
+
+def choose(
+    config: Config,
+    yaml: ModelConfig,
+    options: RegisterOptions,
+    *,
+    preset: Mapping[str, Any],
+    automatic_workers: int | None,
+    asked_by: str = "the call",
+) -> dict[str, Choice]:
+    """The settings by their names in :class:`ModelSettings`, each with the place that decided.
+
+    Args:
+        config: the server's settings.
+        yaml: the archive's model config.
+        options: the registration call, or what stands for it.
+        preset: as for :func:`resolve`.
+        automatic_workers: as for :func:`resolve`.
+        asked_by: what to call the source of the options.
+    """
+
+    def server(key: str) -> Choice:
+        origin = config.origin(key)
+        place = "default" if origin.source is Source.DEFAULT else f"{key}, {origin}"
+        value = getattr(config, key)
+        return Choice(value.value if isinstance(value, Enum) else value, place)
+
+    def model(value: Any) -> Choice:
+        return Choice(value, MODEL_CONFIG)
+
+    def models(key: str, scale: float = 1) -> Choice:
+        value = _positive(preset, key)
+        return Choice(value if value is None or scale == 1 else value * scale, f"{_MODELS}, {config.origin('models')}")
+
+    def asked(value: Any) -> Choice:
+        return Choice(value, asked_by)
+
+    minimum, maximum = _workers(config, yaml, options, preset, automatic_workers, asked_by)
+    batch_size = _first(asked(options.batch_size), model(yaml.batch_size), models("batchSize"), Choice(1, "default"))
+    if yaml.async_communication:
+        batch_size = Choice(1, f"{MODEL_CONFIG}, asyncCommunication")
+    queue_size = _first(model(yaml.job_queue_size or None), server("job_queue_size"))
+    isolate = _first(model(yaml.isolate_batch_errors), server("isolate_batch_errors"))
+    if yaml.sequence_batching or yaml.continuous_batching:
+        isolate = Choice(False, MODEL_CONFIG)
+    timeouts = {
+        "response_timeout": _first(
+            asked(options.response_timeout),
+            model(yaml.response_timeout),
+            models("responseTimeout"),
+            server("default_response_timeout"),
         ),
-        batching_policy=yaml.batching_policy or config.batching_policy.value,
-        queue_size=queue_size,
-        response_timeout=_first(
-            options.response_timeout,
-            yaml.response_timeout,
-            _positive(preset, "responseTimeout"),
-            config.default_response_timeout,
+        "startup_timeout": _first(
+            asked(options.startup_timeout),
+            model(yaml.startup_timeout),
+            models("startupTimeout"),
+            server("default_startup_timeout"),
         ),
-        startup_timeout=_first(
-            options.startup_timeout,
-            yaml.startup_timeout,
-            _positive(preset, "startupTimeout"),
-            config.default_startup_timeout,
+    }
+    if config.debug:
+        timeouts = dict.fromkeys(timeouts, Choice(NO_TIMEOUT, server("debug").place))
+    return {
+        "min_workers": minimum,
+        "max_workers": maximum,
+        "batch_size": batch_size._replace(value=max(1, batch_size.value)),
+        "max_batch_delay": _first(
+            asked(options.max_batch_delay),
+            model(_seconds(yaml.max_batch_delay) or None),
+            models("maxBatchDelay", 0.001),
+            Choice(DEFAULT_BATCH_DELAY, "default"),
         ),
-        retry_window=_first(yaml.max_retry_timeout_in_sec, 300),
-        client_timeout=_seconds(yaml.client_timeout_in_mills) or 0.0,
-        isolate_batch_errors=_first(yaml.isolate_batch_errors, config.isolate_batch_errors)
-        and not (yaml.sequence_batching or yaml.continuous_batching),
-        overlap=queue_size if yaml.async_communication else 0,
-        config=yaml,
-    )
+        "batching_policy": _first(model(yaml.batching_policy), server("batching_policy")),
+        "queue_size": queue_size,
+        **timeouts,
+        "retry_window": _first(model(yaml.max_retry_timeout_in_sec), Choice(DEFAULT_RETRY_WINDOW, "default")),
+        "client_timeout": _first(model(_seconds(yaml.client_timeout_in_mills)), Choice(0.0, "default")),
+        "job_ticket": _first(model(yaml.use_job_ticket), Choice(False, "default")),
+        "isolate_batch_errors": isolate,
+        "warm_start": _first(model(yaml.warm_start), server("warm_start")),
+        "overlap": queue_size._replace(value=queue_size.value if yaml.async_communication else 0),
+    }
 
 
 def _workers(
@@ -144,20 +211,30 @@ def _workers(
     options: RegisterOptions,
     preset: Mapping[str, Any],
     automatic: int | None,
-) -> tuple[int, int]:
+    asked_by: str,
+) -> tuple[Choice, Choice]:
+    if options.worker_bounds is not None:
+        low, high = options.worker_bounds
+        return Choice(low, asked_by), Choice(high, asked_by)
     if yaml.min_workers and yaml.max_workers and yaml.max_workers >= yaml.min_workers:
-        return yaml.min_workers, yaml.max_workers
+        return Choice(yaml.min_workers, MODEL_CONFIG), Choice(yaml.max_workers, MODEL_CONFIG)
+    origin = config.origin("default_workers_per_model")
     default = config.default_workers_per_model
-    if automatic is not None:
-        wanted = _first(_positive(preset, "minWorkers"), default or None, automatic)
-        return wanted, max(wanted, _positive(preset, "maxWorkers") or 0)
-    wanted = max(0, _first(options.initial_workers, default))
-    return wanted, wanted
+    server = Choice(default or None, f"default_workers_per_model, {origin}")
+    if automatic is None:
+        wanted = _first(Choice(options.initial_workers, asked_by), server, Choice(0, "default"))
+        wanted = wanted._replace(value=max(0, wanted.value))
+        return wanted, wanted
+    place = f"{_MODELS}, {config.origin('models')}"
+    alone = Choice(1 if config.debug else automatic, "default")
+    wanted = _first(Choice(_positive(preset, "minWorkers"), place), server, alone)
+    most = Choice(_positive(preset, "maxWorkers"), place)
+    return wanted, (most if most.value is not None and most.value > wanted.value else wanted)
 
 
-def _first(*candidates: Any) -> Any:
+def _first(*candidates: Choice) -> Choice:
     """The first that is set."""
-    return next(candidate for candidate in candidates if candidate is not None)
+    return next(candidate for candidate in candidates if candidate.value is not None)
 
 
 def _seconds(milliseconds: float | None) -> float | None:

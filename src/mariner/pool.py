@@ -128,6 +128,8 @@ class WorkerPool:
             raise self.no_worker()
         if self._without_worker_since is not None and self.broken:
             raise self._broken_error()
+        if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
+            raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.")
         self.queue.put(job)
         if job.deadline < self._timer_at:
             self._arm(job.deadline)
@@ -139,12 +141,13 @@ class WorkerPool:
             # In the next turn of the loop: what other connections sent meanwhile travels in the same frame.
             self._clock.call_soon(self._pump)
 
-    def no_worker(self) -> NoWorker:
+    def no_worker(self, hint: str = "") -> NoWorker:
         """The error for a request that meets no worker."""
         return NoWorker(
             f'Model "{self.recipe.model}" has no worker to serve inference request. '
             "Please use scale workers API to add workers. If this is a sequence inference, please check if it is "
-            "closed, or expired; or exceeds maxSequenceJobQueueSize"
+            "closed, or expired; or exceeds maxSequenceJobQueueSize",
+            hint=hint,
         )
 
     def _broken_error(self) -> NoWorker:

@@ -32,6 +32,7 @@ class Recipe:
         startup_timeout: seconds for loading.
         retry_window: seconds during which loading may fail.
         overlap: most requests that a worker runs side by side; 0 if it runs one batch after the other.
+        job_ticket: a request is taken only if a worker is idle.
     """
 
     model: str
@@ -43,6 +44,7 @@ class Recipe:
     startup_timeout: float
     retry_window: float
     overlap: int = 0
+    job_ticket: bool = False
 
 
 def make_recipe(
@@ -95,7 +97,7 @@ def make_recipe(
         )
 
     warm = (
-        config.warm_start
+        settings.warm_start
         and _imports_torch(archive)
         and not (config.install_py_dep_per_model and archive.manifest.requirements_file)
     )  # what is imported already cannot be taken from the packages of the model
@@ -109,6 +111,7 @@ def make_recipe(
         startup_timeout=settings.startup_timeout,
         retry_window=settings.retry_window,
         overlap=settings.overlap,
+        job_ticket=settings.job_ticket,
     )
 
 

@@ -368,7 +368,11 @@ class Config:
     initial_distribution_port: int = setting(
         29500, inert=True, minimum=0, doc="Id of the first worker that runs on several devices."
     )
-    debug: bool = setting(False, inert=True, doc="Starts no worker and waits for one to be attached.")
+    debug: bool = setting(
+        False,
+        doc="For debugging handlers: one worker per model, and no time limit for loading and answering. TorchServe "
+        "expects a worker that was started by hand; here one is started as always.",
+    )
 
     max_request_size: int = setting(
         6553500, heading="HTTP", unit="bytes", minimum=0, doc="Longest request body; a longer one is answered with 413."
@@ -417,7 +421,11 @@ class Config:
     )
     ipex_enable: bool = setting(False, doc="Passed to handlers as `TS_IPEX_ENABLE`.")
     ipex_gpu_enable: bool = setting(False, doc="Passed to handlers as `TS_IPEX_GPU_ENABLE`.")
-    cpu_launcher_enable: bool = setting(False, inert=True, doc="Starts workers through `torch.backends.xeon.run_cpu`.")
+    cpu_launcher_enable: bool = setting(
+        False, inert=True,
+        doc="Starts workers through `torch.backends.xeon.run_cpu`. Workers start without it, as they do in TorchServe "
+        "where it is missing.",
+    )  # fmt: skip
     cpu_launcher_args: str | None = setting(None, inert=True, doc="Arguments of that launcher.")
     cpp_log_config: Path | None = setting(
         None, inert=True, flag=Flag(("--cpp-log-config",), "FILE"), doc="Logging of C++ workers."

@@ -596,7 +596,7 @@ def test_the_server_as_first_process_ends_when_told_and_collects_what_handlers_l
 import subprocess
 def handle(data, context):
     if data:
-        subprocess.run(["/bin/sh", "-c", "exec 1>&- 2>&-; true & true"], check=True)
+        subprocess.run(["/bin/sh", "-c", "exec 1>&- 2>&-; sleep 1 & true"], check=True)
         return ["left"] * len(data)
 """
     put_model(container.image.home / "model-store", "leaves", source)
@@ -606,7 +606,7 @@ def handle(data, context):
             assert running.ask("POST", container.inference, "/predictions/leaves", "x")[0] == 200
         (server,) = psutil.Process(running.process.pid).children()
         assert server.name() in {"torchserve", "python", "python3"}
-        left = [child for child in server.children() if child.status() == psutil.STATUS_ZOMBIE]
+        left = [child for child in server.children() if child.name() == "sleep"]
         _, forgotten = psutil.wait_procs(left, timeout=SECONDS)
         assert forgotten == []
         server.terminate()

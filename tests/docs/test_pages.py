@@ -12,6 +12,7 @@ import pytest
 import tomllib
 
 from mariner import metrics
+from mariner.archive import model_config_page
 from mariner.batching import POLICIES
 from mariner.lifecycle import DEATHS_BEFORE_PARKING, RESTART_DELAYS
 
@@ -111,6 +112,12 @@ def canonical(name: str) -> str:
 
 def test_constraints_pin_pytorch_without_a_local_version() -> None:
     assert "torch==2.13.0\n" in page("constraints.txt")
+
+
+def test_the_page_on_the_model_config_is_what_the_table_gives() -> None:
+    assert page("docs/reference/model-config.md") == model_config_page.reference_page(), (
+        "run: mariner config docs --model > docs/reference/model-config.md"
+    )
 
 
 def test_the_page_on_metrics_is_what_the_table_gives() -> None:

@@ -280,7 +280,7 @@ def _settle_connection(request: _Request, answer: Expected) -> None:
         stays = b"keep-alive" in {token.strip() for token in connection.lower().split(b",")}
         answer.closes = bool(_CLOSE.search(connection)) or not stays
         if answer.closes and b"keep-alive" in connection.lower():
-            answer.closes = None  # "keep-alives": a reader may see the word
+            answer.closes = None  # "xkeep-alive": a reader may see the word
     else:
         answer.closes = bool(_CLOSE.search(connection))
     if request.either:

@@ -6,6 +6,8 @@ handler's; the worker reads the file itself. Values keep the units of their keys
 
 from __future__ import annotations
 
+import difflib
+import re
 import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -14,27 +16,49 @@ from typing import Any, Literal, NamedTuple, TypeVar
 
 import yaml
 
-__all__ = ["ModelConfig", "Row", "Torchrun", "parse_yaml", "read_model_config"]
+__all__ = ["ModelConfig", "Row", "Torchrun", "parse_yaml", "plain", "read_model_config", "rows"]
 
 MAX_INT = 2**31 - 1  # TorchServe's integers have 32 bits; a larger number is a mistake there and here
 MAX_CONFIG_SIZE = 1 << 20  # bytes; two seconds for the reader
 MAX_ALIASES = 50  # this and the next are the bounds of the reader TorchServe uses
 MAX_DEPTH = 50
+CLOSE = 0.85  # likeness from which a name is taken for a misspelt one; handlers have keys of their own
 MAX_MERGED_KEYS = 10_000  # merge keys (<<) copy, so that 50 of them could still double 50 times
 
 
-class Row(NamedTuple):
-    """How one key is read.
+class Kind(NamedTuple):
+    """What values of a key are.
+
+    Attributes:
+        text: for the reference page.
+        read: value as YAML has it to value as the server wants it; raises :class:`_Rejected`.
+    """
+
+    text: str
+    read: Callable[[Any], Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One key.
 
     Attributes:
         key: its name in the file.
-        read: value as YAML has it to value as the server wants it; raises :class:`_Rejected`.
+        kind: what its values are.
         doc: what it does, for the reference page.
+        default: what holds where no other place says anything either, for the reference page.
+        ours: TorchServe has no such key.
+        inert: read, and without effect in this version.
+        refused: values of a feature that does not exist yet: such a model is not registered.
     """
 
     key: str
-    read: Callable[[Any], Any]
+    kind: Kind
     doc: str
+    default: str = ""
+    ours: bool = False
+    inert: bool = False
+    refused: frozenset[Any] = frozenset()
 
 
 class _Rejected(ValueError):
@@ -62,16 +86,16 @@ def _integer(value: Any) -> int:
     return value
 
 
-def _raised_to(least: int) -> Callable[[Any], int]:
+def _raised_to(least: int, unit: str = "") -> Kind:
     """A whole number; a smaller one becomes the least there is."""
 
     def read(value: Any) -> int:
         return max(least, _integer(value))
 
-    return read
+    return Kind(f"{_whole(unit)}; below {least} means {least}", read)
 
 
-def _at_least(least: int) -> Callable[[Any], int]:
+def _at_least(least: int, unit: str = "") -> Kind:
     """A whole number; a smaller one is a mistake."""
 
     def read(value: Any) -> int:
@@ -80,7 +104,11 @@ def _at_least(least: int) -> Callable[[Any], int]:
             raise _Rejected(f"should be at least {least}")
         return number
 
-    return read
+    return Kind(f"{_whole(unit)} of at least {least}", read)
+
+
+def _whole(unit: str) -> str:
+    return f"whole number ({unit})" if unit else "whole number"
 
 
 def _amount(value: Any) -> float:
@@ -89,7 +117,7 @@ def _amount(value: Any) -> float:
     return float(value)
 
 
-def _one_of(*words: str) -> Callable[[Any], str]:
+def _one_of(*words: str) -> Kind:
     """One of the words, in any case."""
 
     def read(value: Any) -> str:
@@ -97,7 +125,7 @@ def _one_of(*words: str) -> Callable[[Any], str]:
             raise _Rejected(f"should be one of {', '.join(words)}")
         return value.lower()
 
-    return read
+    return Kind(", ".join(f"`{word}`" for word in words), read)
 
 
 def _device_ids(value: Any) -> tuple[int, ...]:
@@ -109,8 +137,19 @@ def _device_ids(value: Any) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _row(key: str, read: Callable[[Any], Any], doc: str, *, default: Any = None) -> Any:
-    return field(default=default, metadata={"row": Row(key, read, doc)})
+def _mapping(value: Any) -> Torchrun:
+    if not isinstance(value, Mapping):
+        raise _Rejected("should be a mapping")
+    return _read(Torchrun, value)[0]
+
+
+_SWITCH = Kind("true or false", _boolean)
+_WORD = Kind("text", _text)
+_ON = frozenset({True})
+
+
+def _row(key: str, kind: Kind, doc: str, *, value: Any = None, **more: Any) -> Any:
+    return field(default=value, metadata={"row": Row(key=key, kind=kind, doc=doc, **more)})
 
 
 # -- the tables ------------------------------------------------------------------------------------------------------
@@ -120,86 +159,132 @@ def _row(key: str, read: Callable[[Any], Any], doc: str, *, default: Any = None)
 class Torchrun:
     """The ``torchrun`` section: how the ranks of one worker are started."""
 
-    nproc_per_node: int = _row("nproc-per-node", _at_least(1), "Ranks per worker; the parallel level.", default=1)
-    nnodes: int = _row("nnodes", _at_least(1), "Machines.", default=1)
-    rdzv_backend: str = _row("rdzv-backend", _text, "How ranks find each other.", default="c10d")
-    rdzv_endpoint: str | None = _row("rdzv-endpoint", _text, "Where ranks find each other.")
-    rdzv_conf: str | None = _row("rdzv-conf", _text, "Accepted, not used.")
-    monitor_interval: int = _row("monitor-interval", _at_least(1), "Accepted, not used.", default=5)
-    node_rank: int = _row("node-rank", _at_least(0), "Accepted, not used.", default=0)
-    omp_number_threads: int = _row("OMP_NUMBER_THREADS", _at_least(1), "OMP_NUM_THREADS of each rank.", default=1)
-
-
-def _torchrun(value: Any) -> Torchrun:
-    if not isinstance(value, Mapping):
-        raise _Rejected("should be a mapping")
-    return _read(Torchrun, value)[0]
+    nproc_per_node: int = _row("nproc-per-node", _at_least(1), "Ranks per worker; the parallel level.", value=1)
+    nnodes: int = _row("nnodes", _at_least(1), "Machines.", value=1)
+    rdzv_backend: str = _row("rdzv-backend", _WORD, "How ranks find each other.", value="c10d")
+    rdzv_endpoint: str | None = _row("rdzv-endpoint", _WORD, "Where ranks find each other.")
+    rdzv_conf: str | None = _row("rdzv-conf", _WORD, "Accepted, not used.")
+    monitor_interval: int = _row("monitor-interval", _at_least(1), "Accepted, not used.", value=5)
+    node_rank: int = _row("node-rank", _at_least(0), "Accepted, not used.", value=0)
+    omp_number_threads: int = _row("OMP_NUMBER_THREADS", _at_least(1), "`OMP_NUM_THREADS` of each rank.", value=1)
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
     """What a model asks of the server. None where it says nothing, so that other sources may."""
 
-    min_workers: int | None = _row("minWorkers", _raised_to(1), "Workers to keep; needs maxWorkers beside it.")
+    min_workers: int | None = _row(
+        "minWorkers", _raised_to(1), "Workers to keep. Counts together with a `maxWorkers` that is not smaller."
+    )
     max_workers: int | None = _row("maxWorkers", _at_least(0), "Most workers.")
-    batch_size: int | None = _row("batchSize", _raised_to(1), "Most requests in a batch.")
+    batch_size: int | None = _row("batchSize", _raised_to(1), "Most requests in a batch.", default="1")
     max_batch_delay: int | None = _row(
-        "maxBatchDelay", _at_least(0), "Most milliseconds that a request waits for its batch to fill; 0 means unset."
+        "maxBatchDelay", _at_least(0, "ms"), "Longest time a request waits for its batch to fill; 0 means unset.",
+        default="100",
+    )  # fmt: skip
+    response_timeout: int | None = _row(
+        "responseTimeout", _at_least(1, "s"), "Longest time for one reply of a worker, which is restarted then.",
+        default="`default_response_timeout`",
+    )  # fmt: skip
+    startup_timeout: int | None = _row(
+        "startupTimeout", _at_least(1, "s"), "Longest time for loading.", default="`default_startup_timeout`"
     )
-    response_timeout: int | None = _row("responseTimeout", _at_least(1), "Seconds for one reply of a worker.")
-    startup_timeout: int | None = _row("startupTimeout", _at_least(1), "Seconds for loading.")
     device_type: Literal["cpu", "gpu"] | None = _row(
-        "deviceType", _one_of("cpu", "gpu"), "Where workers run; gpu if there is one."
-    )
-    device_ids: tuple[int, ...] | None = _row("deviceIds", _device_ids, "The accelerators that workers may use.")
+        "deviceType", _one_of("cpu", "gpu"), "Where workers run; `gpu` means the CPU where there is no GPU.",
+        default="`gpu`",
+    )  # fmt: skip
+    device_ids: tuple[int, ...] | None = _row(
+        "deviceIds", Kind("list of whole numbers", _device_ids),
+        "The GPUs that workers may use, in turn. If one of them does not exist, the list is ignored with a warning.",
+        default="all",
+    )  # fmt: skip
     parallel_type: Literal["pp", "tp", "pptp", "custom"] | None = _row(
-        "parallelType", _one_of("pp", "tp", "pptp", "custom"), "How one worker spreads over several devices."
-    )
-    parallel_level: int | None = _row("parallelLevel", _at_least(0), "Devices per worker; needs parallelType.")
+        "parallelType", _one_of("pp", "tp", "pptp", "custom"),
+        "How one worker spreads over several GPUs. `custom`: the handler does it by itself, in its one process.",
+        refused=frozenset({"pp", "tp", "pptp"}),
+    )  # fmt: skip
+    parallel_level: int | None = _row(
+        "parallelLevel", _at_least(0),
+        "GPUs per worker; needs `parallelType`. A model that asks for more than there are is refused, and in this "
+        "version one with several workers on several GPUs each.",
+    )  # fmt: skip
     torchrun: Torchrun | None = _row(  # noqa: RUF009  (a field like the others)
-        "torchrun", _torchrun, "How ranks are started; sets parallelLevel."
-    )
+        "torchrun", Kind("mapping", _mapping),
+        "How ranks are started; sets `parallelLevel`. Without `parallelType` it has no effect.",
+    )  # fmt: skip
     max_retry_timeout_in_sec: int | None = _row(
-        "maxRetryTimeoutInSec", _raised_to(0), "Seconds of failing loads after which nothing is restarted."
-    )
+        "maxRetryTimeoutInSec", _raised_to(0, "s"),
+        "How long loading may fail before the model is given up; 0 never starts a failed worker again.", default="300",
+    )  # fmt: skip
     client_timeout_in_mills: int | None = _row(
-        "clientTimeoutInMills", _raised_to(0), "Milliseconds after which nobody wants the answer; 0 for never."
+        "clientTimeoutInMills", _raised_to(0, "ms"),
+        "Time after which nobody wants the answer any more: 408 in the queue, 504 while the handler runs. 0 for never. "
+        "The header `X-Request-Timeout-Ms` of a request wins.", default="0",
+    )  # fmt: skip
+    job_queue_size: int | None = _row(
+        "jobQueueSize", _raised_to(0), "Most requests that wait; 0 means unset.", default="`job_queue_size`"
     )
-    job_queue_size: int | None = _row("jobQueueSize", _raised_to(0), "Most requests that wait; 0 means unset.")
-    use_job_ticket: bool | None = _row("useJobTicket", _boolean, "Refuse a request when no worker waits for one.")
-    continuous_batching: bool | None = _row("continuousBatching", _boolean, "Requests join and leave running batches.")
-    sequence_batching: bool | None = _row("sequenceBatching", _boolean, "Requests of a sequence share a worker.")
+    use_job_ticket: bool | None = _row(
+        "useJobTicket", _SWITCH, "Takes a request only if a worker is idle, and answers 503 otherwise; nothing waits.",
+        default="false",
+    )  # fmt: skip
+    continuous_batching: bool | None = _row(
+        "continuousBatching", _SWITCH, "Requests join and leave running batches.", default="false", refused=_ON
+    )
+    sequence_batching: bool | None = _row(
+        "sequenceBatching", _SWITCH, "Requests of a sequence share a worker.", default="false", refused=_ON
+    )
     sequence_max_idle_msec: int | None = _row(
-        "sequenceMaxIdleMSec", _raised_to(0), "Milliseconds without a request after which a sequence is dropped."
+        "sequenceMaxIdleMSec", _raised_to(0, "ms"), "Time without a request after which a sequence ends.", inert=True
     )
     sequence_timeout_msec: int | None = _row(
-        "sequenceTimeoutMSec", _raised_to(0), "Milliseconds that a sequence lives; 0 for no limit."
+        "sequenceTimeoutMSec", _raised_to(0, "ms"), "Longest life of a sequence; 0 for no limit.", inert=True
     )
     max_sequence_job_queue_size: int | None = _row(
-        "maxSequenceJobQueueSize", _raised_to(1), "Most requests of one sequence that wait."
+        "maxSequenceJobQueueSize", _raised_to(1), "Most requests of one sequence that wait.", inert=True
     )
-    max_num_sequence: int | None = _row("maxNumSequence", _raised_to(1), "Most sequences at a time.")
-    async_communication: bool | None = _row("asyncCommunication", _boolean, "The worker takes requests while it works.")
-    use_venv: bool | None = _row("useVenv", _boolean, "The model has a virtual environment of its own.")
-    # Ours
+    max_num_sequence: int | None = _row("maxNumSequence", _raised_to(1), "Most sequences at a time.", inert=True)
+    async_communication: bool | None = _row(
+        "asyncCommunication", _SWITCH, "One worker runs the requests of an `async` handler side by side.",
+        default="false",
+    )  # fmt: skip
+    use_venv: bool | None = _row(
+        "useVenv", _SWITCH, "The packages of the model get a virtual environment of its own.", default="false"
+    )
     batching_policy: Literal["eager", "fill", "slo"] | None = _row(
-        "batchingPolicy", _one_of("eager", "fill", "slo"), "When a batch starts."
-    )
+        "batchingPolicy", _one_of("eager", "fill", "slo"),
+        "When a batch that is not full starts: at once, or when it has waited for `maxBatchDelay`.",
+        default="`batching_policy`", ours=True, refused=frozenset({"slo"}),
+    )  # fmt: skip
     isolate_batch_errors: bool | None = _row(
-        "isolateBatchErrors", _boolean, "A batch that fails is split, so that only guilty requests do."
-    )
+        "isolateBatchErrors", _SWITCH, "Runs a failed batch again in parts, so that only the requests that fail do.",
+        default="`isolate_batch_errors`", ours=True,
+    )  # fmt: skip
+    warm_start: bool | None = _row(
+        "warmStart", _SWITCH, "Forks workers from a process that has imported PyTorch.", default="`warm_start`",
+        ours=True,
+    )  # fmt: skip
     worker_idle_timeout_sec: float | None = _row(
-        "workerIdleTimeoutSec", _amount, "Seconds without work after which a worker above minWorkers stops."
+        "workerIdleTimeoutSec", Kind("number (s) above 0", _amount),
+        "Time without work after which a worker above `minWorkers` stops.", ours=True, inert=True,
+    )  # fmt: skip
+    latency_slo_ms: float | None = _row(
+        "latencySloMs", Kind("number (ms) above 0", _amount), "What the policy `slo` aims at.", ours=True, inert=True
     )
-    latency_slo_ms: float | None = _row("latencySloMs", _amount, "Milliseconds that the slo batching policy aims at.")
-    autoscale: bool | None = _row("autoscale", _boolean, "Workers come and go between minWorkers and maxWorkers.")
-    warm_start: bool | None = _row("warmStart", _boolean, "Workers start from a process that has imported torch.")
+    autoscale: bool | None = _row(
+        "autoscale", _SWITCH, "Workers come and go between `minWorkers` and `maxWorkers`.", ours=True, inert=True
+    )
     max_requests_per_worker: int | None = _row(
-        "maxRequestsPerWorker", _at_least(1), "Requests after which a worker is replaced."
+        "maxRequestsPerWorker", _at_least(1), "Requests after which a worker is replaced.", ours=True, inert=True
     )
     max_worker_memory_mb: int | None = _row(
-        "maxWorkerMemoryMB", _at_least(1), "Megabytes of memory above which a worker is replaced."
+        "maxWorkerMemoryMB", _at_least(1, "MiB"), "Memory above which a worker is replaced.", ours=True, inert=True
     )
+
+    def refused(self) -> list[str]:
+        """The keys, with their values, that ask for what does not exist yet."""
+        asked = [(row, getattr(self, name)) for name, row in rows(ModelConfig).items()]
+        return [f"{row.key}: {plain(value)}" for row, value in asked if value in row.refused]
 
     @classmethod
     def parse(cls, mapping: Mapping[Any, Any]) -> tuple[ModelConfig, list[str]]:
@@ -207,7 +292,7 @@ class ModelConfig:
         config, warnings = _read(cls, mapping)
         section = mapping.get("torchrun")
         if config.torchrun is not None and isinstance(section, Mapping):
-            known = {_row_of(row).key for row in fields(Torchrun)}
+            known = {row.key for row in rows(Torchrun).values()}
             warnings += _read(Torchrun, section)[1]
             warnings += [f"torchrun: unsupported parameter {key}" for key in section if key not in known]
             # TorchServe sets the level from both keys as it meets them: the one further down in the file stands.
@@ -225,21 +310,25 @@ _Section = TypeVar("_Section", ModelConfig, Torchrun)
 def _read(section: type[_Section], mapping: Mapping[Any, Any]) -> tuple[_Section, list[str]]:
     values: dict[str, Any] = {}
     warnings: list[str] = []
-    for column in fields(section):
-        row = _row_of(column)
+    for name, row in rows(section).items():
         if row.key not in mapping:
             continue
         value = mapping[row.key]
         try:
-            values[column.name] = row.read(value)
+            values[name] = row.kind.read(value)
         except _Rejected as reason:
             warnings.append(f"Invalid {row.key}: {_shown(value)}, {reason}")
     return section(**values), warnings
 
 
-def _row_of(column: Any) -> Row:
-    row: Row = column.metadata["row"]
-    return row
+def rows(section: type[ModelConfig | Torchrun]) -> dict[str, Row]:
+    """The rows of a table by the names of their fields."""
+    return {column.name: column.metadata["row"] for column in fields(section)}
+
+
+def plain(value: Any) -> str:
+    """A value as YAML has it."""
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _shown(value: Any) -> str:
@@ -269,7 +358,30 @@ def read_model_config(path: Path) -> tuple[ModelConfig | None, list[str]]:
         return ModelConfig(), []
     if not isinstance(document, Mapping):
         return None, [f"Failed to parse model config file {path.name}: it is not a mapping of keys to values."]
-    return ModelConfig.parse(document)
+    config, warnings = ModelConfig.parse(document)
+    return config, [*warnings, *_without_effect(config, document), *_misspelt(document)]
+
+
+def _without_effect(config: ModelConfig, document: Mapping[Any, Any]) -> list[str]:
+    keys = [row.key for name, row in rows(ModelConfig).items() if row.inert and getattr(config, name) is not None]
+    texts = [f"Keys without effect in this version: {', '.join(keys)}."] if keys else []
+    if config.parallel_type is None:
+        ignored = [key for key in ("parallelLevel", "torchrun") if document.get(key) not in (None, 0, 1)]
+        texts += [f"Without parallelType there is no effect of {' and '.join(ignored)}."] if ignored else []
+    return texts
+
+
+def _misspelt(document: Mapping[Any, Any]) -> list[str]:
+    """Keys that look as if they were meant for the server; all others belong to the handler."""
+    known = {row.key.lower(): row.key for row in rows(ModelConfig).values()}
+    texts = []
+    for key in document:
+        if isinstance(key, str) and key not in known.values():
+            close = difflib.get_close_matches(re.sub("[-_ ]", "", key).lower(), known, n=1, cutoff=CLOSE)
+            texts += [
+                f"Unknown key {_shown(key)} is left to the handler. Did you mean {known[name]}?" for name in close
+            ]
+    return texts
 
 
 def parse_yaml(text: bytes | str) -> Any:

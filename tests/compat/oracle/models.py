@@ -44,7 +44,8 @@ ARCHIVES = {
     "takes-time": Packed("takes_time"),
     "impatient": Packed("takes_time", config=f"{_ONE}clientTimeoutInMills: 100\n"),
     "streams": Packed("streams"),
-    "ends-at-once": Packed("ends_at_once", config=f"{_ONE}continuousBatching: true\nbatchSize: 2\n"),
+    # Recorded with continuousBatching: true, which models cannot have here yet.
+    "ends-at-once": Packed("ends_at_once", config=f"{_ONE}batchSize: 2\n"),
     "describes": Packed("describes"),
     "does-not-load": Packed("does_not_load"),
     "gives-up": Packed("does_not_load", config=f"{_ONE}maxRetryTimeoutInSec: 1\n"),

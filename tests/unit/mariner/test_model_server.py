@@ -201,12 +201,10 @@ async def test_the_description_has_every_key_of_the_contract_in_order(scene: Sce
     assert description["jobQueueStatus"] == {"remainingCapacity": 100, "pendingRequests": 0}
 
 
-@pytest.mark.parametrize(("config", "sequences"), [("", 0), ("sequenceBatching: true\nsequenceMaxIdleMSec: 9\n", 1)])
-async def test_only_a_model_with_sequences_is_described_with_some(scene: Scene, config: str, sequences: int) -> None:
-    scene.add("model", config=config)
-    await scene.server.register("model")
-    (description,) = await scene.server.describe("model", None)
-    assert [description["maxNumSequence"], description["maxSequenceJobQueueSize"]] == [sequences, sequences]
+async def test_a_model_without_sequences_is_described_with_none(scene: Scene) -> None:
+    await scene.server.register("echo")
+    (description,) = await scene.server.describe("echo", None)
+    assert [description["maxNumSequence"], description["maxSequenceJobQueueSize"]] == [0, 0]
 
 
 async def test_a_registration_cannot_ask_for_a_million_workers(scene: Scene) -> None:

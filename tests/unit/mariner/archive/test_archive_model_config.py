@@ -214,3 +214,21 @@ def test_every_key_has_a_text_for_the_reference_page() -> None:
     rows = [field.metadata["row"] for section in (ModelConfig, Torchrun) for field in fields(section)]
     assert all(row.doc.endswith(".") for row in rows)
     assert len({row.key for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [
+        (
+            "parallelLevel: 2\ntorchrun: {}\n",
+            ["Without parallelType there is no effect of parallelLevel and torchrun."],
+        ),
+        ("parallelLevel: 1\n", []),
+        ("autoscale: false\n", ["Keys without effect in this version: autoscale."]),
+        ("Batch-Size: 1\n", ["Unknown key Batch-Size is left to the handler. Did you mean batchSize?"]),
+        ("maxNumSequences: 1\n", ["Unknown key maxNumSequences is left to the handler. Did you mean maxNumSequence?"]),
+        ("handler: {batchsize: 1}\npt2: inductor\nmicro_batching: {}\nmax_length: 50\n7: 8\n", []),
+    ],
+)
+def test_a_file_is_told_what_has_no_effect(tmp_path: Path, text: str, warnings: list[str]) -> None:
+    assert read(tmp_path, text)[1] == warnings
