@@ -30,7 +30,7 @@ import mariner
 from mariner.archive.download import DownloadLimits, fetch
 from mariner.auth import Listener
 from mariner.config import Origin, Source
-from mariner.serve import Server
+from mariner.serve import Server, _tell_when_ready
 from mariner.testing import running_server
 from remote import Remote
 
@@ -318,3 +318,28 @@ async def test_a_start_removes_what_a_killed_server_left_and_fetches_again(
         await server.models.wait_until_ready()
         assert [name for name, _ in server.models.list_models()] == ["m"]
     assert temporary_directories(tmp_path) == []
+
+
+# -- what the console tells ------------------------------------------------------------------------------------------
+
+
+async def test_the_console_counts_the_models_that_are_ready(
+    store: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (store / "m.mar").write_bytes(GOOD)
+    (store / "junk.mar").write_bytes(b"no archive")
+    put_model(store, "lost", "import nowhere_at_all\n")
+    with caplog.at_level("INFO", "mariner.serve"):
+        async with running_server(model_store=store, temp_dir=tmp_path, load_models=("all",)) as server:
+            told: list[str] = []
+            await _tell_when_ready(server.models, lambda: told.append("ready"))
+    lines = [record.getMessage() for record in caplog.records if record.name == "mariner.serve"]
+    counted = [line for line in lines if " is ready: " in line]
+    assert sorted(line.partition(" is ready")[0] for line in counted) == [
+        "Model echo version 1.0",
+        "Model m version 1.0",
+    ]
+    assert [line.rpartition(": ")[2] for line in counted] == ["1 of 4.", "2 of 4."]
+    assert any(line.startswith("Model lost version 1.0 is not ready") for line in lines)
+    assert "2 of 4 models are ready; the lines above say why others are not." in lines
+    assert told == ["ready"]
