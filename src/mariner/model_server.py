@@ -267,9 +267,27 @@ class ModelServer:
             return []
         return list_archives(self.config.model_store)
 
-    async def wait_until_ready(self) -> None:
-        """Waits until every worker of every model has loaded or failed once."""
-        await asyncio.gather(*(version.pool.settle() for version in self.registry), return_exceptions=True)
+    async def wait_until_ready(self, progress: Callable[[ModelVersion, bool], object] | None = None) -> None:
+        """Waits until every worker of every model has loaded or failed once.
+
+        Args:
+            progress: told of each version when its turn has come, and whether it is ready.
+        """
+
+        async def settle(version: ModelVersion) -> None:
+            ready = True
+            try:
+                await version.pool.settle()
+            except WorkerStartFailed:
+                ready = False
+            if progress is not None:
+                progress(version, ready)
+
+        await asyncio.gather(*(settle(version) for version in self.registry))
+
+    def not_loaded(self) -> int:
+        """How many initial models have no version, because their archive could not be used."""
+        return len(self._not_loaded)
 
     def _require_open(self) -> None:
         if self.draining:

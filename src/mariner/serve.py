@@ -10,11 +10,9 @@ import contextlib
 import gc
 import logging
 import os
-import shutil
 import signal
 import ssl
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from mariner import logs
+from mariner.archive.read import remove_partial_downloads
 from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
@@ -47,7 +46,9 @@ from mariner.metrics import (
     load_definitions,
 )
 from mariner.model_server import ModelServer
+from mariner.registry import ModelVersion
 from mariner.snapshot import SnapshotModel, Snapshots, parse_models, require_archives
+from mariner.temporary import TemporaryDirectory, remove_abandoned
 
 __all__ = ["Server", "run"]
 
@@ -97,7 +98,7 @@ class Server:
     listeners: Sequence[tuple[Sequence[Kind], HttpListener]]
     arena: Arena
     access: Access
-    temp_dir: Path
+    temp_dir: TemporaryDirectory
     _collector: asyncio.Task[None] | None = None
     _snapshots: Snapshots | None = None
     _stopped: bool = False
@@ -127,8 +128,9 @@ class Server:
         """
         restored = _read_snapshot(config)
         async with contextlib.AsyncExitStack() as undo:
-            temp_dir = Path(tempfile.mkdtemp(prefix="mariner-", dir=config.temp_dir))
-            undo.callback(shutil.rmtree, temp_dir, ignore_errors=True)
+            await asyncio.to_thread(_remove_leftovers, config)
+            temp_dir = TemporaryDirectory(config.temp_dir)
+            undo.callback(temp_dir.remove)
             arena = Arena(config.shared_memory_size)
             undo.callback(arena.close)
             accelerators = await asyncio.to_thread(Accelerators.detect, os.environ, config.number_of_gpu)
@@ -139,7 +141,7 @@ class Server:
                 clock=LoopClock(asyncio.get_running_loop()),
                 metrics=metrics,
                 accelerators=accelerators,
-                temp_dir=temp_dir,
+                temp_dir=temp_dir.path,
             )
             undo.push_async_callback(models.drain, 0.0)
             # Before any worker is started and any key is written: a port that is taken must have no consequences.
@@ -211,7 +213,7 @@ class Server:
         if self.access.keys is not None:
             self.access.keys.remove_file()
         self.arena.close()
-        await asyncio.to_thread(shutil.rmtree, self.temp_dir, ignore_errors=True)
+        await asyncio.to_thread(self.temp_dir.remove)
         return in_time
 
     async def _drain_listeners(self, timeout: float) -> None:
@@ -233,6 +235,15 @@ class Server:
             except Exception:
                 log.exception("The state of the machine could not be read.")
             await asyncio.sleep(config.metric_time_interval)
+
+
+def _remove_leftovers(config: Config) -> None:
+    """Frees the space that servers which were killed could not free themselves."""
+    remove_abandoned(config.temp_dir)
+    if config.model_store is not None:
+        with contextlib.suppress(OSError):  # no such store: who asks for an archive is told
+            for name in remove_partial_downloads(config.model_store):
+                log.info("Removed %s from the model store, left by a server that was killed.", name)
 
 
 def _read_snapshot(config: Config) -> list[SnapshotModel] | None:
@@ -445,7 +456,19 @@ def _log_metric(log_files: LogFiles, update: Update) -> None:
 
 
 async def _tell_when_ready(models: ModelServer, on_models_ready: Callable[[], None]) -> None:
-    await models.wait_until_ready()
+    total, ready = len([*models.registry]) + models.not_loaded(), 0
+
+    def progress(version: ModelVersion, succeeded: bool) -> None:
+        nonlocal ready
+        ready += succeeded
+        if succeeded:
+            log.info("Model %s version %s is ready: %d of %d.", version.name, version.version, ready, total)
+        else:
+            log.warning("Model %s version %s is not ready: %d of %d.", version.name, version.version, ready, total)
+
+    await models.wait_until_ready(progress)
+    if ready < total:
+        log.warning("%d of %d models are ready; the lines above say why others are not.", ready, total)
     on_models_ready()
 
 

@@ -1,7 +1,7 @@
 """``config.properties`` as the reference describes it, item by item.
 
-A test carries the number of its item in its name. ELSEWHERE names tests of other files that prove one; OTHERWISE says why
-one is not proved. Where the answer is another than TorchServe's on purpose, the test says so.
+A test carries the number of its item in its name. ELSEWHERE names tests of other files that prove one; OTHERWISE says
+why one is not proved. Where the answer is another than TorchServe's on purpose, the test says so.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ DEVICES, SNAPSHOTS, METRICS = (
     "compat/test_metrics_reference.py",
 )
 
+CERTIFICATES = "unit/mariner/test_certificates.py"
 ELSEWHERE = {
     2: (f"{CLI}::test_what_is_missing_is_named",),
     3: (f"{CLI}::test_a_store_named_in_a_file_will_do",),
@@ -44,7 +45,7 @@ ELSEWHERE = {
     ),
     23: (
         "docs/test_tls_page.py::test_the_page_about_https_does_what_it_says",
-        "unit/mariner/test_certificates.py::test_a_keystore_loads_with_its_chain_in_order",
+        f"{CERTIFICATES}::test_a_keystore_loads_with_its_chain_in_order",
     ),
     24: ("unit/mariner/http/test_http_tls.py::test_plain_http_is_refused_as_torchserve_does",),
     28: ("unit/mariner/test_pool.py::test_one_runs_n_wait_and_the_next_is_refused",),

@@ -16,8 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 from urllib.parse import SplitResult, urljoin, urlsplit
 
 from mariner.errors import DownloadFailed
@@ -37,9 +36,9 @@ Signer = Callable[[SplitResult], Mapping[str, str]]
 
 
 class Downloader(Protocol):
-    """Writes what a URL names to a file that does not exist yet."""
+    """Writes what a URL names to a file."""
 
-    def __call__(self, url: str, target: Path, *, allowed_urls: Sequence[re.Pattern[str]]) -> None: ...
+    def __call__(self, url: str, file: BinaryIO, *, allowed_urls: Sequence[re.Pattern[str]]) -> None: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +85,7 @@ def resolve_host(host: str, port: int) -> Sequence[str]:
 
 def fetch(
     url: str,
-    target: Path,
+    file: BinaryIO,
     *,
     allowed_urls: Sequence[re.Pattern[str]],
     limits: DownloadLimits | None = None,
@@ -97,7 +96,7 @@ def fetch(
 
     Args:
         url: what to fetch.
-        target: file to write; the caller removes it after an error.
+        file: takes the content; after an error it may have some of it.
         allowed_urls: patterns of which one must match the URL and each redirect; such URLs may lead to any address.
             Without patterns any URL is allowed that leads to a public address.
         limits: when to give up.
@@ -128,9 +127,7 @@ def fetch(
                 continue
             if response.status != 200:
                 raise download_failed(url, f"{parts.hostname} answered {response.status} {response.reason}.")
-            with target.open("xb") as file:
-                for chunk in _body(url, response, limits, deadline):
-                    file.write(chunk)
+            file.writelines(_body(url, response, limits, deadline))
             return
     raise download_failed(url, f"It redirects more than {limits.redirects} times.")
 

@@ -5,6 +5,8 @@ Blocking; the server calls it in a thread.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import hmac
 import os
@@ -14,8 +16,9 @@ import stat
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from mariner.archive.download import Downloader, download_failed, fetch, url_allowed
@@ -24,13 +27,15 @@ from mariner.archive.manifest import MANIFEST_PATH, Manifest, read_manifest
 from mariner.archive.model_config import ModelConfig, read_model_config
 from mariner.errors import BadRequest, Conflict, InternalError, InvalidArchive, ModelNotFound
 
-__all__ = ["Archive", "derive_model_name", "list_archives", "open_archive"]
+__all__ = ["Archive", "derive_model_name", "list_archives", "open_archive", "remove_partial_downloads"]
 
 CHUNK = 1 << 20
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MARKERS = frozenset({MANIFEST_PATH.parts[0]})
+_PARTIAL = re.compile(r"\..+\.[0-9a-f]{32}\.download", re.DOTALL)
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,18 +136,20 @@ def open_archive(
     try:
         # As the caller spells it: resolve() would follow a link and call what is in the store outside.
         store = Path(os.path.abspath(model_store))  # noqa: PTH100
-        source = _locate(url, store, allowed_urls, download, reuse=reuse_download)
+        source = _locate(url, store, allowed_urls, _Fetching(download=download, sha256=sha256, reuse=reuse_download))
         try:
-            _check_hash(url, source.path, sha256)
+            if not source.downloaded:
+                _check_hash(url, source.path, sha256)
             return _open(url, source, temp_dir, limits)
         except BaseException:
             if source.downloaded:  # else the next attempt would be refused: the file exists
                 source.path.unlink(missing_ok=True)
             raise
     except OSError as error:
-        raise InternalError(
-            f"Failed to save model: {url}", hint=f"{error.strerror or type(error).__name__}."
-        ) from error
+        reason = f"{error.strerror or type(error).__name__}."
+        if error.errno in _NO_ROOM:
+            reason += " Make room in the model store and in the temporary directory of the server."
+        raise InternalError(f"Failed to save model: {url}", hint=reason) from error
 
 
 def derive_model_name(url: str) -> str:
@@ -173,24 +180,42 @@ def list_archives(model_store: Path) -> list[str]:
     return sorted(names)
 
 
+def remove_partial_downloads(model_store: Path) -> list[str]:
+    """Deletes what servers that were killed had of archives, and returns its names.
+
+    A download that runs, perhaps another server's, has its file locked before there is a byte in it.
+
+    Raises:
+        OSError: the store cannot be read.
+    """
+    removed = []
+    for path in model_store.iterdir():
+        if not _PARTIAL.fullmatch(path.name) or not stat.S_ISREG(path.lstat().st_mode):
+            continue
+        with suppress(OSError), path.open("rb") as file:  # it is being written, or is not ours
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if path.stat().st_size:
+                path.unlink()
+                removed.append(path.name)
+    return sorted(removed)
+
+
 # -- where it is -----------------------------------------------------------------------------------------------------
 
 
-def _locate(
-    url: str, store: Path, allowed_urls: Sequence[re.Pattern[str]], download: Downloader, *, reuse: bool
-) -> _Source:
+def _locate(url: str, store: Path, allowed_urls: Sequence[re.Pattern[str]], fetching: _Fetching) -> _Source:
     scheme = _SCHEME.match(url)
     if scheme is None:
         return _Source(_find_local(url, store, allowed_urls))
     allowed = url_allowed(url, allowed_urls)
     match scheme[1].lower():
         case "http" | "https" if allowed or not allowed_urls:
-            return _fetch_into(store, url, download, allowed_urls, reuse=reuse)
+            return _fetch_into(store, url, allowed_urls, fetching)
         case "file":
             path = _file_url_path(url)
             inside = path is not None and _is_inside(path, store)
             if path is not None and (allowed or (inside and not allowed_urls)):
-                return _take_file(store, url, path, inside=inside, reuse=reuse)
+                return _take_file(store, url, path, fetching, inside=inside)
     raise ModelNotFound(
         f"Given URL {url} does not match any allowed URL(s)",
         hint="allowed_urls lists patterns for http, https and file URLs; other schemes are not supported.",
@@ -259,32 +284,47 @@ def _not_found(url: str, hint: str = "") -> ModelNotFound:
 # -- bringing it here ------------------------------------------------------------------------------------------------
 
 
-def _fetch_into(
-    store: Path, url: str, download: Downloader, allowed_urls: Sequence[re.Pattern[str]], *, reuse: bool
-) -> _Source:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Fetching:
+    """How something comes into the model store; see :func:`open_archive`."""
+
+    download: Downloader
+    sha256: str | None
+    reuse: bool
+
+
+def _fetch_into(store: Path, url: str, allowed_urls: Sequence[re.Pattern[str]], fetching: _Fetching) -> _Source:
+    """The file takes its name once it is complete, on disk and the one that was asked for."""
     target = _store_target(store, url)
-    if reuse and target.is_file():
+    if fetching.reuse and target.is_file():
         return _Source(target)
-    part = _part_of(target)
+    partial = _partial_of(target)
     try:
-        download(url, part, allowed_urls=allowed_urls)
-        _publish(part, target)
+        with partial.open("xb") as file:
+            with suppress(OSError):  # a file system without locks: remove_partial_downloads() gets none either
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fetching.download(url, file, allowed_urls=allowed_urls)
+            file.flush()
+            os.fsync(file.fileno())
+            _check_hash(url, partial, fetching.sha256)
+            _publish(partial, target)
     finally:
-        part.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
     return _Source(target, downloaded=True)
 
 
-def _take_file(store: Path, url: str, path: Path, *, inside: bool, reuse: bool) -> _Source:
+def _take_file(store: Path, url: str, path: Path, fetching: _Fetching, *, inside: bool) -> _Source:
     if not _exists(path):
         raise download_failed(url, "There is no such file.")
     if inside or path.is_dir():
         return _Source(path)
 
-    def copy(url: str, target: Path, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
+    def copy(url: str, file: BinaryIO, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
         del url, allowed_urls  # looked at above
-        shutil.copyfile(path, target)
+        with path.open("rb") as source:
+            shutil.copyfileobj(source, file, CHUNK)
 
-    return _fetch_into(store, url, copy, (), reuse=reuse)
+    return _fetch_into(store, url, (), replace(fetching, download=copy))
 
 
 def _store_target(store: Path, url: str) -> Path:
@@ -294,22 +334,23 @@ def _store_target(store: Path, url: str) -> Path:
     return store / name
 
 
-def _part_of(target: Path) -> Path:
+def _partial_of(target: Path) -> Path:
     if target.exists():
         raise _name_taken(target)
-    return target.with_name(f".{target.name[:100]}.{uuid.uuid4().hex}.part")  # hidden: load_models=all passes it over
+    # Hidden: load_models=all passes it over. Not what the archiver calls its own: that one locks nothing.
+    return target.with_name(f".{target.name[:60]}.{uuid.uuid4().hex}.download")
 
 
-def _publish(part: Path, target: Path) -> None:
+def _publish(partial: Path, target: Path) -> None:
     """Renames without replacing: of two downloads of one name the first stands."""
     try:
-        os.link(part, target)
+        os.link(partial, target)
     except FileExistsError:
         raise _name_taken(target) from None
     except OSError:  # a file system without hard links
         if target.exists():
             raise _name_taken(target) from None
-        part.rename(target)
+        partial.rename(target)
 
 
 def _name_taken(target: Path) -> Conflict:

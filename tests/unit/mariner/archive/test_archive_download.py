@@ -5,69 +5,24 @@ import re
 import socket
 import ssl
 import subprocess
-import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mariner.archive.download import DownloadLimits, _hang_up, fetch, is_public, url_allowed
+from mariner.archive import download
+from mariner.archive.download import DownloadLimits, _hang_up, is_public, url_allowed
 from mariner.errors import DownloadFailed
+from remote import OK, Remote
 
 ANY = [re.compile("https?://.*")]
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\narchive"
-
-Script = Sequence[bytes]
 
 
-class Remote:
-    """An HTTP server that answers each connection with the next piece of a script.
-
-    A piece that ends with ``...`` keeps the connection open after it.
-    """
-
-    def __init__(self, *script: bytes, tls: ssl.SSLContext | None = None) -> None:
-        self.requests: list[bytes] = []
-        self._script = script
-        self._tls = tls
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port = self._listener.getsockname()[1]
-        self._open: list[socket.socket] = []
-        self._thread = threading.Thread(target=self._serve)
-        self._thread.start()
-
-    def url(self, path: str = "/m.mar") -> str:
-        return f"http://127.0.0.1:{self.port}{path}"
-
-    def close(self) -> None:
-        with socket.socket() as wake:
-            wake.connect_ex(("127.0.0.1", self.port))
-        self._thread.join()
-        for connection in [*self._open, self._listener]:
-            connection.close()
-
-    def _serve(self) -> None:
-        for piece in self._script:
-            connection, _ = self._listener.accept()
-            self._open.append(connection)
-            with suppress(OSError):  # the client has given up, as it should
-                self._answer(connection, piece)
-
-    def _answer(self, connection: socket.socket, piece: bytes) -> None:
-        if self._tls is not None:
-            connection = self._tls.wrap_socket(connection, server_side=True)
-            self._open.append(connection)
-        request = b""
-        while b"\r\n\r\n" not in request:
-            received = connection.recv(65536)
-            if not received:
-                return
-            request += received
-        self.requests.append(request)
-        connection.sendall(piece.removesuffix(b"..."))
-        if not piece.endswith(b"..."):
-            connection.close()
+def fetch(url: str, target: Path, **options: Any) -> None:
+    with target.open("wb") as file:
+        download.fetch(url, file, **options)
 
 
 @pytest.fixture
@@ -155,7 +110,7 @@ def test_a_host_that_does_not_listen_is_a_failure(target: Path) -> None:
         port = listener.getsockname()[1]
     with failing("127.0.0.1: Connection refused"):
         fetch(f"http://127.0.0.1:{port}/m.mar", target, allowed_urls=ANY)
-    assert not target.exists()
+    assert target.read_bytes() == b""
 
 
 def test_an_unknown_host_is_a_failure(target: Path) -> None:
@@ -192,13 +147,6 @@ def test_hanging_up_before_there_is_a_connection_is_harmless() -> None:
 def test_a_file_beyond_the_limit_is_given_up(remote: Callable[..., Remote], target: Path, answer: bytes) -> None:
     with failing("It is larger than 6 bytes"):
         fetch(remote(answer).url(), target, allowed_urls=ANY, limits=DownloadLimits(size=6))
-
-
-def test_an_existing_file_is_not_written_over(remote: Callable[..., Remote], target: Path) -> None:
-    target.write_text("mine")
-    with pytest.raises(FileExistsError):
-        fetch(remote(OK).url(), target, allowed_urls=ANY)
-    assert target.read_text() == "mine"
 
 
 # -- where it may lead -----------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import io
 import json
@@ -10,14 +11,14 @@ import tarfile
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 
 from mariner.archive.extract import Limits
 from mariner.archive.manifest import Manifest, Runtime
 from mariner.archive.model_config import ModelConfig
-from mariner.archive.read import Archive, derive_model_name, list_archives, open_archive
+from mariner.archive.read import Archive, derive_model_name, list_archives, open_archive, remove_partial_downloads
 from mariner.errors import BadRequest, Conflict, DownloadFailed, InternalError, InvalidArchive, ModelNotFound
 
 MANIFEST = {
@@ -76,9 +77,9 @@ class FakeRemote:
         self.error = error
         self.asked: list[str] = []
 
-    def __call__(self, url: str, target: Path, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
+    def __call__(self, url: str, file: BinaryIO, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
         self.asked.append(url)
-        target.write_bytes(self.content)
+        file.write(self.content)
         if self.error:
             raise self.error
 
@@ -384,8 +385,45 @@ def test_a_full_disk_during_a_download_leaves_nothing(store: Path) -> None:
     remote = FakeRemote(b"part of it", OSError(28, "No space left on device"))
     with pytest.raises(InternalError) as caught:
         open_in(store, "https://host/m.mar", download=remote)
-    assert caught.value.hint == "No space left on device."
+    assert caught.value.hint.startswith("No space left on device. Make room")
     assert list(store.iterdir()) == []
+
+
+def partial_downloads(store: Path) -> list[str]:
+    return sorted(path.name for path in store.iterdir() if path.name.endswith(".download"))
+
+
+def test_a_download_that_a_killed_server_left_is_removed(store: Path) -> None:
+    left = []
+
+    def die(url: str, file: BinaryIO, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
+        file.write(b"half")
+        file.flush()
+        left.extend(partial_downloads(store))
+        assert remove_partial_downloads(store) == []  # it is being written
+        (store / f"{left[0].replace('m.mar', 'n.mar')}").write_bytes(b"half")
+
+    with pytest.raises(InvalidArchive):
+        open_in(store, "https://host/m.mar", download=die)
+    (dead,) = partial_downloads(store)
+    assert remove_partial_downloads(store) == [dead]
+    assert list(store.iterdir()) == []
+
+
+def test_only_downloads_are_removed_from_the_store(store: Path) -> None:
+    digits = "0" * 32
+    mar(store / "m.mar")
+    (store / f".m.mar.{digits}.part").write_bytes(b"an archiver's")
+    (store / ".m.mar.download").write_bytes(b"somebody's")
+    (store / f".n.mar.{digits}.download").touch()  # just begun: not locked yet
+    (store / f".d.mar.{digits}.download").mkdir()
+    (store / f".l.mar.{digits}.download").symlink_to(store / "m.mar")
+    with (store / f".o.mar.{digits}.download").open("wb") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        other.write(b"another server's")
+        other.flush()
+        assert remove_partial_downloads(store) == []
+    assert len(list(store.iterdir())) == 7
 
 
 def test_a_remote_file_that_is_no_archive_does_not_stay(store: Path) -> None:
@@ -397,9 +435,9 @@ def test_a_remote_file_that_is_no_archive_does_not_stay(store: Path) -> None:
 def test_a_file_that_appears_during_the_download_is_not_replaced(store: Path, tmp_path: Path) -> None:
     content = mar(tmp_path / "remote.mar").read_bytes()
 
-    def download(url: str, target: Path, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
+    def download(url: str, file: BinaryIO, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
         (store / "m.mar").write_text("first")
-        target.write_bytes(content)
+        file.write(content)
 
     with pytest.raises(Conflict):
         open_in(store, "https://host/m.mar", download=download)
@@ -415,8 +453,8 @@ def test_a_store_without_hard_links_works_too(store: Path, tmp_path: Path, monke
     content = mar(tmp_path / "remote.mar").read_bytes()
     assert open_in(store, "https://host/m.mar", download=FakeRemote(content)).downloaded == store / "m.mar"
 
-    def download(url: str, target: Path, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
-        target.write_bytes(content)
+    def download(url: str, file: BinaryIO, *, allowed_urls: Sequence[re.Pattern[str]]) -> None:
+        file.write(content)
         (store / "other.mar").write_text("first")
 
     with pytest.raises(Conflict):
@@ -456,6 +494,16 @@ def test_a_pattern_for_everything_leaves_local_names_local(store: Path) -> None:
 def test_a_hash_that_fits_is_accepted(store: Path) -> None:
     digest = hashlib.sha256(mar(store / "m.mar").read_bytes()).hexdigest()
     assert open_in(store, "m.mar", sha256=digest.upper()).manifest.model_name == "m"
+
+
+def test_a_remote_archive_has_its_name_only_after_its_hash_was_checked(
+    store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published: list[object] = []
+    monkeypatch.setattr(os, "link", lambda source, target: published.append(target))
+    with pytest.raises(InvalidArchive, match="is not the one that was asked for"):
+        open_in(store, "https://host/m.mar", download=FakeRemote(b"other"), sha256="0" * 64)
+    assert published == []
 
 
 def test_a_remote_archive_with_another_hash_is_refused_and_does_not_stay(store: Path, tmp_path: Path) -> None:
