@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import date
+from datetime import UTC, date, datetime
 from pathlib import Path
 
 __all__ = ["LineWriter", "RollingFile"]
@@ -84,11 +84,11 @@ class RollingFile:
         status = os.fstat(self._fd)
         self._size = status.st_size
         self._inode = status.st_ino
-        self._day = date.fromtimestamp(status.st_mtime if status.st_size else time.time())
+        self._day = _day_of(status.st_mtime if status.st_size else time.time())
 
     def _prepare(self) -> None:
         """Makes sure that the descriptor is that of the current file."""
-        if self._size and (self._size >= self._max_size or date.fromtimestamp(time.time()) != self._day):
+        if self._size and (self._size >= self._max_size or _day_of(time.time()) != self._day):
             self._set_aside()
         elif self._moved():  # by a tool that rotates logs
             os.close(self._fd)
@@ -136,6 +136,11 @@ class RollingFile:
             path.unlink(missing_ok=True)
 
 
+def _day_of(seconds: float) -> date:
+    """The day on this machine's clock."""
+    return datetime.fromtimestamp(seconds, tz=UTC).astimezone().date()
+
+
 class LineWriter:
     """Flushes files from a thread.
 
@@ -163,5 +168,5 @@ class LineWriter:
             for file in self._files:
                 try:
                     file.flush()
-                except Exception:
+                except Exception:  # noqa: PERF203 - one file that fails keeps no other from being written
                     logger.exception("%s could not be written.", file.path)

@@ -69,7 +69,7 @@ def test_what_a_worker_prints_is_in_the_model_log_and_in_the_servers(files: LogF
 
 def test_a_traceback_follows_its_line(files: LogFiles, tmp_path: Path) -> None:
     try:
-        raise ValueError("no\nsuch thing")
+        raise ValueError("no\nsuch thing")  # noqa: TRY301 - what is logged needs a traceback
     except ValueError:
         log.exception("Failed")
     lines = read(files, tmp_path / "logs/ts_log.log")
