@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 from oracle import golden, page
 from oracle.answer import Answer, json_text
-from oracle.catalogue import NOT_ASKED, exchanges_of, items
+from oracle.catalogue import MISSING, NOT_ASKED, exchanges_of, items
 from oracle.differences import RULES, Differs, Rule, decision
 from oracle.exchange import Exchange, Scenario
 from oracle.models import pack
@@ -78,10 +79,10 @@ def test_the_answer_is_torchserves_but_for_what_is_declared(
 
 
 def test_every_item_has_an_exchange_or_a_reason() -> None:
-    asked = {item for item, _ in items() if exchanges_of(item)}
-    assert asked | set(NOT_ASKED) == {item for item, _ in items()}
-    assert asked & set(NOT_ASKED) == set()
-    assert [item for item, _ in items() if isinstance(item, int)] == list(range(1, 133))
+    every = [item for item, _ in items()]
+    assert every == [*range(1, 133), *(f"K{number}" for number in range(1, 65))]
+    asked = [item for item in every if exchanges_of(item)]
+    assert sorted([*asked, *MISSING, *NOT_ASKED], key=every.index) == every
 
 
 def test_exchanges_name_only_items_that_exist() -> None:
@@ -102,12 +103,34 @@ def test_there_is_a_scenario_for_each_golden_file() -> None:
 
 @pytest.mark.parametrize("rule", [rule for rule in RULES if rule.changes], ids=lambda rule: rule.because.label)
 def test_each_rule_that_changes_answers_meets_one(rule: Rule) -> None:
-    recorded = [answer for scenario in SCENARIOS for some in recorded_of(scenario.name).values() for answer in some]
+    recorded = [
+        answer
+        for scenario in SCENARIOS
+        for exchange in scenario.exchanges
+        if rule.concerns(exchange.path)
+        for answer in recorded_of(scenario.name)[exchange.name]
+    ]
     assert any(rule.change(answer) != answer for answer in recorded)
 
 
 def test_the_page_is_what_the_suite_says() -> None:
     assert (ROOT / "docs/reference/compatibility.md").read_text() == page.render(), "Run `make docs`."
+
+
+def test_the_page_counts_each_item_once() -> None:
+    lines = [line for line in page.render().splitlines() if line.startswith("|")]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
+    outcomes = {row[0]: row[2].partition(":")[0].strip("*") for row in rows if re.fullmatch(r"K?\d+", row[0])}
+    assert list(outcomes) == [str(item) for item, _ in items()]
+    counted = {label: [int(count) for count in counts] for label, *counts in rows if label in page.LABELS.values()}
+    assert counted == {
+        label: [
+            sum(outcome == state.value and item.startswith("K") is kserve for item, outcome in outcomes.items())
+            for kserve in (False, True)
+        ]
+        for state, label in page.LABELS.items()
+    }
+    assert [sum(column) for column in zip(*counted.values(), strict=True)] == [132, 64]
 
 
 # -- what the comparison tells ---------------------------------------------------------------------------------------
@@ -137,10 +160,6 @@ ABSENT = answered("404 Not Found", NOT_FOUND | OURS)
         (replace(ASK, differs=MORE_WORKERS), ONE, ONE, "is not there"),
         (replace(ASK, differs=Differs(decision(1), status="200 OK")), ONE, ONE, "changes nothing"),
         (replace(ASK, differs=Differs(decision(1), extra=lambda answer: answer)), ONE, ONE, "nothing in addition"),
-        (replace(ASK, missing="much"), ONE, ABSENT, ""),
-        (replace(ASK, missing="much"), ONE, ONE, "No longer missing (much): the answer is as it should be"),
-        (replace(ASK, missing="much"), ONE, TWO, "No longer missing (much), but not as it should be"),
-        (replace(ASK, missing="much", differs=MORE_WORKERS), ONE, TWO, "No longer missing (much): the answer is"),
     ],
 )
 def test_a_verdict_names_what_is_wrong(exchange: Exchange, recorded: Answer, given: Answer, says: str) -> None:
@@ -151,6 +170,13 @@ def test_a_verdict_names_what_is_wrong(exchange: Exchange, recorded: Answer, giv
 def test_errors_are_expected_to_keep_the_connection_and_to_name_the_request() -> None:
     recorded = answered("404 Not Found", NOT_FOUND, connection="closed")
     assert expected(ASK, [recorded])[0].sorted() == ABSENT.sorted()
+
+
+@pytest.mark.parametrize(("path", "says"), [("/v1/models/m", True), ("/v2/models/m/infer", True), ("/models/m", False)])
+def test_errors_are_expected_to_be_readable_for_clients_of_kserve_below_its_paths(path: str, says: bool) -> None:
+    recorded = answered("404 Not Found", NOT_FOUND, connection="closed")
+    named = {"error": NOT_FOUND["message"]} if says else {}
+    assert not problem(replace(ASK, path=path), [recorded], [answered("404 Not Found", NOT_FOUND | OURS | named)])
 
 
 def test_advice_may_be_added_to_errors_and_nothing_else() -> None:

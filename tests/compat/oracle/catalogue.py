@@ -10,7 +10,7 @@ from oracle.differences import RULES, Reason
 from oracle.exchange import Exchange, Item, Scenario
 from oracle.scenarios import SCENARIOS
 
-__all__ = ["KSERVE", "NOT_ASKED", "REST", "Finding", "State", "exchanges_of", "find"]
+__all__ = ["KSERVE", "MISSING", "NOT_ASKED", "REST", "Finding", "State", "exchanges_of", "find"]
 
 REST: dict[str, tuple[str, ...]] = {
     "Transport and what all answers share": (
@@ -184,35 +184,64 @@ KSERVE: dict[str, str] = {
     "K17": "without an id the answer has the request's",
     "K18": "a blank id is none",
     "K19": "a tensor of one text",
+    "K20": "a tensor of several texts",
     "K21": "a shape that does not fit is an error",
     "K22": "datatypes of results",
     "K23": "several tensors",
+    "K24": "more results than tensors",
     "K25": "`/explain`",
     "K26": "`/infer` of an unknown model is 404",
     "K27": "malformed JSON is an error",
+    "K28": "a batch of requests",
+    "K29": "the outputs that are wanted",
     "K30": "parameters are tolerated",
     "K31": "`/infer` without the flag of the protocol",
+    "K32": "a model registered by another name",
     "K33": "describe under an envelope",
     "K34": "`/v2/health/live`",
     "K35": "`/v2/health/ready`",
+    "K36": "readiness with a model that gave up",
     "K37": "`/v2`",
     "K38": "`/v2/models/m`",
     "K39": "`/v2/models/m/ready`",
     "K40": "versions in the path",
     "K41": "unknown versions in the path",
+    "K42": "errors below `/v2`",
+    "K43": "the flag of the protocol in a variable",
     "K44": "the envelope `body`",
     "K45": "the envelope `json`",
+    "K46": "the envelope `json` and a batch of requests",
     "K47": "the envelope `json` decodes base64",
     "K48": "the envelope `json` and a body that is none",
+    "K49": "an unknown envelope",
+    "K50": "the envelope in a variable, with leave to read it and without",
+    "K51": "an envelope of one's own",
+    "K52": "a tensor behind the JSON",
+    "K53": "tensors in the JSON and behind it",
+    "K54": "a result behind the JSON",
+    "K55": "results behind the JSON but for one",
+    "K56": "texts and bytes behind the JSON",
+    "K57": "half precision behind the JSON",
+    "K58": "lengths that contradict each other",
     "K59": "a shared listener, as KServe's image has it",
     "K60": "describe by the handler on a shared listener",
+    "K61": "models named by a snapshot in the configuration",
+    "K62": "gRPC",
     "K63": "metrics for Prometheus",
+    "K64": "an unprivileged user, and models that are only readable",
 }
-"""The part of the KServe checklist that TorchServe has an answer to."""
+"""The checklist of KServe."""
 
-_SEQUENCES = "Sequences are not served yet."
+MISSING: dict[Item, str] = {
+    **dict.fromkeys(range(80, 86), "sequences are not served yet"),
+    "K62": "gRPC is not served yet",
+}
+"""Items that Mariner has nothing for, and what is not there."""
 
-NOT_ASKED: dict[Item, str] = dict.fromkeys(range(80, 86), _SEQUENCES)
+NOT_ASKED: dict[Item, str] = {
+    "K51": "it is a file among those of the installed package",
+    "K64": "it is a matter of how a server is deployed, not of what it answers",
+}
 """Items without an exchange, and why."""
 
 
@@ -234,14 +263,14 @@ class Finding:
         text: what it is.
         state: the worst of its exchanges.
         reasons: why it differs.
-        notes: what is missing, or why nobody asked.
+        note: what is missing, or why nobody asked.
     """
 
     item: Item
     text: str
     state: State
     reasons: tuple[Reason, ...] = ()
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 def items() -> Iterator[tuple[Item, str]]:
@@ -257,11 +286,11 @@ def exchanges_of(item: Item, scenarios: Sequence[Scenario] = SCENARIOS) -> list[
 
 def find(item: Item, text: str) -> Finding:
     """What came out for an item, as far as the suite declares it; the tests see to it that it is true."""
+    if item in MISSING:
+        return Finding(item, text, State.MISSING, note=MISSING[item])
+    if item in NOT_ASKED:
+        return Finding(item, text, State.NOT_ASKED, note=NOT_ASKED[item])
     exchanges = exchanges_of(item)
-    if not exchanges:
-        return Finding(item, text, State.NOT_ASKED, notes=(NOT_ASKED[item],))
-    missing = tuple(dict.fromkeys(exchange.missing for exchange in exchanges if exchange.missing))
     reasons = [rule.because for rule in RULES if item in rule.items]
     reasons += [exchange.differs.because for exchange in exchanges if exchange.differs]
-    state = State.MISSING if missing else State.DIFFERS if reasons else State.SAME
-    return Finding(item, text, state, tuple(dict.fromkeys(reasons)), missing)
+    return Finding(item, text, State.DIFFERS if reasons else State.SAME, tuple(dict.fromkeys(reasons)))

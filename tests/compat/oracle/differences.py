@@ -29,10 +29,13 @@ DECISIONS = {
     3: "Remote archives come from public addresses only, unless `allowed_urls` names others.",
     4: "`maxBatchDelay` is an upper bound: an idle worker takes what waits at once.",
     5: "One bad request never fails the others of its batch.",
-    7: "A refused request is told why, and when to come back.",
+    7: "A refused request is told why, and when to come back; a deadline that passed is answered 408 or 504.",
     9: "Errors carry `request_id` and, where they help, `reason` and `hint`, beside `code`, `type` and `message`.",
     10: "The connection stays open after an error, unless nobody knows where the next request starts.",
+    12: "Envelopes handle every request of a batch.",
+    13: "Both KServe protocols are served in full, without a setting.",
     16: "Metrics are on by default, with histograms in addition.",
+    22: "The version names the release of TorchServe that is compatible, and Mariner's own.",
     27: "Descriptions and readiness tell loading, ready, draining and broken apart.",
 }
 """The decisions that answers show, by their number in the design."""
@@ -51,7 +54,7 @@ class Reason:
 
 
 def decision(number: int) -> Reason:
-    return Reason(f"decision {number}", DECISIONS[number])
+    return Reason("decision", DECISIONS[number])
 
 
 def fixed(text: str) -> Reason:
@@ -149,13 +152,19 @@ class Rule:
         because: why.
         change: TorchServe's answer as Mariner gives it; the same one where the rule does not apply.
         without: Mariner's answer without what it has in addition and may change.
-        items: what on the checklist it is the answer to.
+        paths: how the targets begin that it holds for; empty for all.
+        items: what on the checklists it is the answer to.
     """
 
     because: Reason
     change: Callable[[Answer], Answer] = _same
     without: Callable[[Answer], Answer] = _same
-    items: tuple[int, ...] = ()
+    paths: tuple[str, ...] = ()
+    items: tuple[int | str, ...] = ()
+
+    def concerns(self, path: str) -> bool:
+        """It holds for answers to this request target."""
+        return not self.paths or path.startswith(self.paths)
 
     @property
     def changes(self) -> bool:
@@ -193,7 +202,17 @@ def _tells_the_state(answer: Answer) -> Answer:
     for worker in (worker for model in models for worker in _workers(model)):
         if worker.get("status") == "READY":
             worker["state"] = "ready"
-    return replace(answer, body=json_text(models))
+    return replace(answer, body=json_text([_with_state(model) for model in models]))
+
+
+def _with_state(model: dict[str, Any]) -> dict[str, Any]:
+    """Behind what else is told of every version; a view may have left that out."""
+    if "jobQueueStatus" not in model:
+        return model
+    states = {worker.get("state", "loading") for worker in _workers(model)}
+    state = "ready" if "ready" in states else "loading" if states else "unloaded"
+    last = {name: model[name] for name in ("customizedMetadata",) if name in model}
+    return {**{name: value for name, value in model.items() if name not in last}, "state": state, **last}
 
 
 def _workers(model: dict[str, Any]) -> list[dict[str, Any]]:
@@ -210,6 +229,20 @@ def _invents_no_length(answer: Answer) -> Answer:
     return replace(answer, body=json.dumps(seen, indent=2))
 
 
+def _repeats_the_message(answer: Answer) -> Answer:
+    members = as_json(answer)
+    if not isinstance(members, dict) or not {"code", "message"} <= set(members):
+        return answer
+    return replace(answer, body=json_text(members | {"error": members["message"]}))
+
+
+def _announces_json(answer: Answer) -> Answer:
+    body = answer.body
+    if answer.header("content-type") or not isinstance(body, str) or body[:1] + body[-1:] not in {"{}", "[]"}:
+        return answer
+    return answer.with_headers({"content-type": "application/json"})
+
+
 def _without_advice(answer: Answer) -> Answer:
     members = as_json(answer)
     if not isinstance(members, dict) or "code" not in members:
@@ -218,21 +251,40 @@ def _without_advice(answer: Answer) -> Answer:
     return replace(answer, body=json_text(kept))
 
 
+_KSERVE = ("/v1/", "/v2/")
+
+
 def _without_methods(answer: Answer) -> Answer:
     return answer.with_headers({"Allow": None}) if answer.code == 405 else answer
+
+
+def _without_times(answer: Answer) -> Answer:
+    return answer.with_headers({"server-timing": None})
 
 
 RULES = (
     Rule(decision(10), _stays_open, items=(10,)),
     Rule(decision(9), _names_the_request, _without_advice, items=(12,)),
     Rule(more("An answer 405 tells the methods there are, as `Allow`."), without=_without_methods),
+    Rule(more("Predictions tell where their time went, as `Server-Timing`."), without=_without_times),
     Rule(
         fixed("The status line of a handler's answer has the phrase of its status; TorchServe leaves it empty."),
         _has_a_phrase,
     ),
-    Rule(decision(27), _tells_the_state),
+    Rule(decision(27), _tells_the_state, items=(111,)),
     Rule(
         fixed("Handlers see the headers that were sent; TorchServe adds `content-length: 0` where there is no body."),
         _invents_no_length,
+    ),
+    Rule(
+        more("Errors below `/v1` and `/v2` tell the message as `error`, too, where KServe's clients look for it."),
+        _repeats_the_message,
+        paths=_KSERVE,
+        items=("K42",),
+    ),
+    Rule(
+        more("JSON that a handler answers below `/v1` and `/v2` has the content type of JSON."),
+        _announces_json,
+        paths=_KSERVE,
     ),
 )

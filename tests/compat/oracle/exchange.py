@@ -60,7 +60,6 @@ class Exchange:
         limit: seconds; the answer shows whether it took longer.
         patience: seconds to wait for bytes before the answer counts as silence.
         differs: how Mariner's answer differs, and why.
-        missing: what Mariner does not have yet; the test fails once the answer is as it should be.
     """
 
     name: str
@@ -81,7 +80,6 @@ class Exchange:
     limit: float | None = None
     patience: float = 60.0
     differs: Differs | None = None
-    missing: str = ""
 
     @property
     def request_line(self) -> str:
@@ -99,6 +97,7 @@ class Scenario:
         exchanges: in order; later ones see what earlier ones did.
         models: archives that are loaded at start, by the names of their models.
         config: further lines of ``config.properties``.
+        environment: further variables of the server.
         shared: inference and management are one listener.
         tokens: None leaves the setting out.
         model_api: None leaves the setting out.
@@ -110,6 +109,7 @@ class Scenario:
     exchanges: Sequence[Exchange]
     models: tuple[str, ...] = ()
     config: Mapping[str, object] = field(default_factory=dict)
+    environment: Mapping[str, str] = field(default_factory=dict)
     shared: bool = False
     tokens: bool | None = False
     model_api: bool | None = True

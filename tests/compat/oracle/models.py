@@ -30,6 +30,7 @@ class Packed:
 
 
 _ONE = "minWorkers: 1\nmaxWorkers: 1\n"
+_TOGETHER = f"{_ONE}batchSize: 2\nmaxBatchDelay: 2000\nbatchingPolicy: fill\n"
 _BATCHES = f"{_ONE}batchSize: 4\nmaxBatchDelay: 2000\n"
 
 ARCHIVES = {
@@ -51,7 +52,9 @@ ARCHIVES = {
     "gives-up": Packed("does_not_load", config=f"{_ONE}maxRetryTimeoutInSec: 1\n"),
     "loads-too-much": Packed("loads_too_much"),
     "instances": Packed("instances"),
+    "instances-together": Packed("instances", config=_TOGETHER),
     "tensors": Packed("tensors"),
+    "tensors-together": Packed("tensors", config=_TOGETHER),
     "remote/distant": Packed("looks", model="distant"),
 }
 """Archives by name, without the suffix; the model has the name of its archive unless it says otherwise. What is below

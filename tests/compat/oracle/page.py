@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from oracle.catalogue import KSERVE, REST, Finding, State, find
 from oracle.differences import RULES
 from oracle.scenarios import SCENARIOS
 
-__all__ = ["render"]
+__all__ = ["LABELS", "render"]
 
 _INTRODUCTION = """\
 # Compatibility
 
 <!-- Generated from tests/compat/oracle by `make docs`; changes made here are lost. -->
 
-{exchanges} requests were sent to TorchServe 0.12.0 and its answers recorded: status lines, headers, bodies, chunks,
-and what became of the connection. The tests send the same requests to this server and compare. What differs, differs on
-purpose: the difference is declared beside the request, and the tests fail if it is not there.
+What this server answers, compared with TorchServe 0.12.0, item by item. {exchanges} requests were sent to TorchServe
+and its answers recorded: status lines, headers, bodies, chunks, and what became of the connection. The tests send the
+same requests here and compare. What differs, differs on purpose: the difference is declared beside the request, with
+the answer that is expected instead, and the tests fail if it is not there.
 
-| | items |
-|---|--:|
-| same | {same} |
-| differs on purpose | {differs} |
-| missing in this version | {missing} |
-| not asked | {not_asked} |
+{counts}
+
+*Same* means the same but for [what holds for every answer](#in-every-answer). Of what differs, a *decision* is a
+choice, *fixed* a defect that no client relies on, *more* something in addition. Parts of TorchServe that are not on
+these lists and not here are named in
+[Migrate from TorchServe](../how-to/migrate-from-torchserve.md#4-know-what-is-missing-in-this-version).
+
+## See for yourself
+
+```bash
+make test      # sends every request to this server; needs neither Java nor TorchServe
+make oracle    # asks TorchServe again, installed on first use, and shows what changed; needs Java 17
+```
+
+Requests, and what is declared to differ, are in `tests/compat/oracle/scenarios`, TorchServe's answers in
+`tests/compat/oracle/golden`.
 
 {scenarios}
-
-*Decision* marks a choice, *fixed* a defect that no client relies on, *more* something in addition.
 
 ## In every answer
 
 """
+
+LABELS = {
+    State.SAME: "same",
+    State.DIFFERS: "differs on purpose",
+    State.MISSING: "missing in this version",
+    State.NOT_ASKED: "not asked",
+}
 
 
 def render() -> str:
@@ -40,27 +56,29 @@ def render() -> str:
     numbers = iter(range(1, 1000))
     parts = {part: [find(next(numbers), text) for text in texts] for part, texts in REST.items()}
     kserve = [find(item, text) for item, text in KSERVE.items()]
-    counts = dict.fromkeys(State, 0)
-    for finding in (*(finding for part in parts.values() for finding in part), *kserve):
-        counts[finding.state] += 1
-    text = _INTRODUCTION.format(
-        exchanges=sum(len(scenario.exchanges) for scenario in SCENARIOS),
-        scenarios=_scenarios(),
-        **{state.name.lower(): count for state, count in counts.items()},
-    )
+    lists = {"REST API": [finding for findings in parts.values() for finding in findings], "KServe": kserve}
+    exchanges = sum(len(scenario.exchanges) for scenario in SCENARIOS)
+    text = _INTRODUCTION.format(exchanges=exchanges, counts=_counts(lists), scenarios=_scenarios())
     text += "".join(f"- {rule.because.text} ({rule.because.label})\n" for rule in RULES)
     for part, findings in parts.items():
         text += f"\n## {part}\n\n{_table(findings)}"
-    text += f"\n## KServe\n\nThe items that TorchServe has an answer to.\n\n{_table(kserve)}"
-    return text + _others()
+    return text + f"\n## KServe\n\n{_table(kserve)}" + _others()
+
+
+def _counts(lists: Mapping[str, Sequence[Finding]]) -> str:
+    rows = [f"| | {' | '.join(lists)} |", f"|---|{'--:|' * len(lists)}"]
+    for state, label in LABELS.items():
+        counts = (sum(finding.state is state for finding in findings) for findings in lists.values())
+        rows.append(f"| {label} | {' | '.join(map(str, counts))} |")
+    rows.append(f"| all | {' | '.join(str(len(findings)) for findings in lists.values())} |")
+    return "\n".join(rows)
 
 
 def _scenarios() -> str:
-    rows = ["| server | requests | differ | missing |", "|---|--:|--:|--:|"]
+    rows = ["| server | requests | differ |", "|---|--:|--:|"]
     for scenario in SCENARIOS:
         differ = sum(exchange.differs is not None for exchange in scenario.exchanges)
-        missing = sum(bool(exchange.missing) for exchange in scenario.exchanges)
-        rows.append(f"| {scenario.about.rstrip('.')} | {len(scenario.exchanges)} | {differ} | {missing} |")
+        rows.append(f"| {scenario.about.rstrip('.')} | {len(scenario.exchanges)} | {differ} |")
     return "\n".join(rows)
 
 
@@ -71,9 +89,9 @@ def _table(findings: Iterable[Finding]) -> str:
 
 
 def _outcome(finding: Finding) -> str:
-    details = [*finding.notes, *(f"{reason.text} ({reason.label})" for reason in finding.reasons)]
-    if finding.state is State.MISSING:
-        details = [f"{', '.join(finding.notes)}.", *details[len(finding.notes) :]]
+    details = [f"{reason.text} ({reason.label})" for reason in finding.reasons]
+    if finding.note:
+        details.append(f"{finding.note}.")
     return f"**{finding.state.value}**: {' '.join(details)}" if details else finding.state.value
 
 

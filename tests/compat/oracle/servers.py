@@ -83,7 +83,7 @@ def started(command: Path, scenario: Scenario, archives: Path, folder: Path) -> 
     config = folder / "config.properties"
     config.write_text("".join(f"{key}={value}\n" for key, value in _config(scenario, hosts).items()))
     words = [str(command), "--foreground", "--ncs", "--model-store", str(store), "--ts-config", str(config)]
-    process = ServerProcess(words, folder, _environment(command, temporary, folder))
+    process = ServerProcess(words, folder, _environment(command, temporary, folder) | scenario.environment)
     places = {f"{listener.value} address": host for listener, host in hosts.items()}
     places |= {"store": str(store), "archives": str(archives), "folder": str(folder)}
     target = Target(hosts, archives, folder / "key_file.json", places)

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Sequence
 
 from oracle import golden
-from oracle.answer import Answer, as_json
+from oracle.answer import Answer
 from oracle.differences import RULES, Differs
 from oracle.exchange import Exchange
 
@@ -15,7 +15,7 @@ __all__ = ["expected", "problem"]
 
 def expected(exchange: Exchange, recorded: Sequence[Answer]) -> list[Answer]:
     """What Mariner is to answer where TorchServe gave ``recorded``."""
-    answers = _by_the_rules(recorded)
+    answers = _by_the_rules(exchange, recorded)
     differs = exchange.differs
     if differs is None:
         return answers
@@ -30,18 +30,11 @@ def problem(exchange: Exchange, recorded: Sequence[Answer], answers: Sequence[An
     wanted = expected(exchange, recorded)
     given = _without_additions(answers)
     if exchange.differs is not None:
-        if found := _problem_of_declaration(exchange.differs, wanted, _by_the_rules(recorded), given):
-            return "" if exchange.missing else found
+        if found := _problem_of_declaration(exchange.differs, wanted, _by_the_rules(exchange, recorded), given):
+            return found
         if exchange.differs.extra is not None:
             given = [exchange.differs.extra(answer) for answer in given]
-    fits = _same(given, wanted)
-    if not exchange.missing:
-        return "" if fits else _compare(wanted, given)
-    if fits:
-        return f"No longer missing ({exchange.missing}): the answer is as it should be. Remove the mark."
-    if all(_is_absent(answer) for answer in given):
-        return ""
-    return f"No longer missing ({exchange.missing}), but not as it should be:\n{_compare(wanted, given)}"
+    return "" if _same(given, wanted) else _compare(wanted, given)
 
 
 def _problem_of_declaration(
@@ -59,10 +52,11 @@ def _problem_of_declaration(
     return ""
 
 
-def _by_the_rules(recorded: Sequence[Answer]) -> list[Answer]:
+def _by_the_rules(exchange: Exchange, recorded: Sequence[Answer]) -> list[Answer]:
     answers = list(recorded)
     for rule in RULES:
-        answers = [rule.change(answer) for answer in answers]
+        if rule.concerns(exchange.path):
+            answers = [rule.change(answer) for answer in answers]
     return answers
 
 
@@ -70,15 +64,6 @@ def _without_additions(answers: Sequence[Answer]) -> list[Answer]:
     for rule in RULES:
         answers = [rule.without(answer) for answer in answers]
     return list(answers)
-
-
-def _is_absent(answer: Answer) -> bool:
-    """How a server answers that knows no such route."""
-    members = as_json(answer)
-    return isinstance(members, dict) and members.get("type") in {
-        "ResourceNotFoundException",
-        "MethodNotAllowedException",
-    }
 
 
 def _same(some: Sequence[Answer], others: Sequence[Answer]) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 from oracle.answer import Answer, json_text
 
-__all__ = ["families", "members", "openapi_outline", "tensor_values", "without_sizes"]
+__all__ = ["families", "members", "only_paths", "openapi_outline", "tensor_values", "without_sizes"]
 
 
 def openapi_outline(answer: Answer) -> Answer:
@@ -26,6 +26,17 @@ def openapi_outline(answer: Answer) -> Answer:
         return answer
     outline = {"openapi": document["openapi"], "title": document["info"]["title"], "paths": paths}
     return replace(answer.with_headers({"content-length": None}), body=json_text(outline))
+
+
+def only_paths(*paths: str) -> Callable[[Answer], Answer]:
+    """Of the outline of a document: these paths."""
+
+    def view(answer: Answer) -> Answer:
+        outline = json.loads(str(answer.body))
+        outline["paths"] = {path: item for path, item in outline["paths"].items() if path in paths}
+        return replace(answer, body=json_text(outline))
+
+    return view
 
 
 def members(*names: str) -> Callable[[Answer], Answer]:

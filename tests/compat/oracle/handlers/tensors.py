@@ -1,4 +1,4 @@
-"""For the second version of KServe's protocol: answers with the sum of each tensor, or as its name says."""
+"""For KServe's second protocol: answers with the sum or the texts of each tensor, or as its name says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import numpy as np
 
 
 def handle(data: list[dict[str, Any]] | None, context: Any) -> list[Any]:
-    return [answer(tensor["name"], tensor["data"]) for tensor in data or ()]
+    tensors = data or []
+    if [tensor["name"] for tensor in tensors] == ["twice"]:
+        tensors = tensors * 2
+    return [answer(tensor["name"], tensor["data"]) for tensor in tensors]
 
 
 def answer(name: str, value: Any) -> Any:
@@ -19,4 +22,5 @@ def answer(name: str, value: Any) -> Any:
             return [[True], [False]]
         case "singles":
             return np.array([0.5], dtype=np.float32)
-    return [value] if isinstance(value, str) else [float(np.sum(value))]
+    texts = value if isinstance(value, list) else [value]
+    return texts if isinstance(texts[0], (str, bytes)) else [float(np.sum(value))]

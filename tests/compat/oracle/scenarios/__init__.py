@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from oracle.exchange import Scenario
-from oracle.scenarios.access import SHARED, TOKENS
+from oracle.scenarios.access import EXPIRY, SHARED, TOKENS
+from oracle.scenarios.envelopes import ENVELOPES
 from oracle.scenarios.inference import INFERENCE
-from oracle.scenarios.kserve import BODY, JSON, KSERVE_1, KSERVE_2
+from oracle.scenarios.kserve import KSERVE
 from oracle.scenarios.management import MANAGEMENT
 from oracle.scenarios.settings import SETTINGS
 
 __all__ = ["SCENARIOS"]
 
-SCENARIOS: tuple[Scenario, ...] = (INFERENCE, MANAGEMENT, *SETTINGS, TOKENS, SHARED, BODY, JSON, KSERVE_1, KSERVE_2)
+SCENARIOS: tuple[Scenario, ...] = (INFERENCE, MANAGEMENT, *SETTINGS, TOKENS, EXPIRY, SHARED, *ENVELOPES, *KSERVE)

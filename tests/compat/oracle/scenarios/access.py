@@ -6,10 +6,10 @@ from functools import partial
 
 from oracle.differences import Differs, error, fixed
 from oracle.exchange import Exchange, Listener, Scenario
-from oracle.scenarios.missing import INVOCATIONS, KSERVE_1, SHARED_METRICS, TOKEN
+from oracle.until import status
 from oracle.views import members
 
-__all__ = ["SHARED", "TOKENS"]
+__all__ = ["EXPIRY", "SHARED", "TOKENS"]
 
 _m = partial(Exchange, on=Listener.MANAGEMENT)
 _x = partial(Exchange, on=Listener.METRICS)
@@ -35,11 +35,11 @@ TOKENS = Scenario(
         _m("the list with the other key", "GET", "/models", headers=_KEY),
         _m("register without the key", "POST", "/models?url=answers.mar"),
         _x("metrics need no key", "GET", "/metrics"),
-        _m("renew without the API key", "GET", "/token?type=inference", missing=TOKEN),
-        _m("renew with the management key", "GET", "/token?type=inference", headers=_MANAGEMENT_KEY, missing=TOKEN),
-        _m("renew an unknown key", "GET", "/token?type=foo", headers=_API_KEY, missing=TOKEN),
-        _m("renew nothing", "GET", "/token", headers=_API_KEY, missing=TOKEN),
-        _m("renew", "GET", "/token?type=inference", headers=_API_KEY, missing=TOKEN),
+        _m("renew without the API key", "GET", "/token?type=inference"),
+        _m("renew with the management key", "GET", "/token?type=inference", headers=_MANAGEMENT_KEY),
+        _m("renew an unknown key", "GET", "/token?type=foo", headers=_API_KEY),
+        _m("renew nothing", "GET", "/token", headers=_API_KEY),
+        _m("renew", "GET", "/token?type=inference", headers=_API_KEY),
         Exchange("health with the new key", "GET", "/ping", headers=_KEY),
         Exchange("renew on the inference listener", "GET", "/token?type=inference", headers=_KEY),
         _m(
@@ -57,6 +57,19 @@ TOKENS = Scenario(
     ),
     models=("looks",),
     config={"metrics_mode": "log"},
+    tokens=True,
+)
+
+EXPIRY = Scenario(
+    "expiry",
+    "Keys are required and live for three seconds.",
+    (
+        Exchange("a key that expired", "GET", "/ping", headers=_KEY, until=status(400)),
+        _m("renew a key that expired", "GET", "/token?type=inference", headers=_API_KEY),
+        Exchange("the new key", "GET", "/ping", headers=_KEY),
+        Exchange("the new key, expired", "GET", "/ping", headers=_KEY, until=status(400)),
+    ),
+    config={"token_expiration_min": 0.05},
     tokens=True,
 )
 
@@ -81,9 +94,9 @@ SHARED = Scenario(
                 body=[{"modelName": "looks", "modelVersion": "1.0", "workers": 1}],
             ),
         ),
-        _m("readiness on the shared listener", "GET", "/v1/models/looks", ("K59",), missing=KSERVE_1),
-        _m("metrics on the shared listener", "GET", "/metrics", missing=SHARED_METRICS),
-        _m("invoke on the shared listener", "POST", "/models/looks/invoke", body=b"abc", missing=INVOCATIONS),
+        _m("readiness on the shared listener", "GET", "/v1/models/looks", ("K59",)),
+        _m("metrics on the shared listener", "GET", "/metrics"),
+        _m("invoke on the shared listener", "POST", "/models/looks/invoke", body=b"abc"),
         _m("describe itself on the shared listener", "GET", "/models/describes?customized=true", ("K60",)),
     ),
     models=("looks", "describes"),

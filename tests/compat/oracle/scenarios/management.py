@@ -6,7 +6,6 @@ from functools import partial
 
 from oracle.differences import Differs, decision, error, fixed, more
 from oracle.exchange import Exchange, Listener, Scenario
-from oracle.scenarios.missing import DOCUMENTS, KSERVE_1
 from oracle.until import all_ready
 from oracle.views import members, openapi_outline
 
@@ -173,6 +172,7 @@ _LISTED = (
     _m("the second page of one", _GET, "/models?limit=1&next_page_token=1", (87,)),
     _m("a negative limit", _GET, "/models?limit=-1", (88,)),
     _m("a limit that is no number", _GET, "/models?limit=abc", (88,)),
+    _m("a limit that is given twice", _GET, "/models?limit=2&limit=1", (88,)),
     _m("a negative token", _GET, "/models?limit=2&next_page_token=-1", (88,)),
     _m("a token behind the end", _GET, "/models?next_page_token=99", (89,)),
     _m("a page that ends with the last model", _GET, "/models?limit=4&next_page_token=4"),
@@ -193,17 +193,25 @@ _DESCRIBED = (
     _m("describe all versions", _GET, "/models/looks/all", (112,)),
     _m("register what describes itself", _POST, "/models?url=describes.mar&initial_workers=1&synchronous=true", (113,)),
     _m("describe itself", _GET, "/models/describes?customized=true", (113,)),
-    _m("readiness with a worker", _GET, "/v1/models/describes", (125, "K7"), missing=KSERVE_1),
-    _m("readiness without a worker", _GET, "/v1/models/looks", (125, "K7"), missing=KSERVE_1),
-    _m("readiness of nobody", _GET, "/v1/models/absent", ("K8",), missing=KSERVE_1),
-    _m("readiness by POST", _POST, "/v1/models/looks", ("K8",), missing=KSERVE_1),
+    _m("readiness with a worker", _GET, "/v1/models/describes", (125, "K7")),
+    _m("readiness without a worker", _GET, "/v1/models/looks", (125, "K7")),
+    _m("readiness of nobody", _GET, "/v1/models/absent", ("K8",)),
+    _m("readiness by POST", _POST, "/v1/models/looks", ("K8",)),
     _m(
         "the description of the API of a model",
         "OPTIONS",
         "/models/looks",
         (126,),
         view=openapi_outline,
-        missing=DOCUMENTS,
+        differs=Differs(
+            fixed("The paths are those of the model, and the operation ids tell models apart."),
+            texts={"{model_name}": "looks"}
+            | {
+                f'"{prefix}{id_}"': f'"{prefix}{id_}_looks"'
+                for id_ in ("describeModel", "setAutoScale", "unregisterModel", "setDefault")
+                for prefix in ("", "version_")
+            },
+        ),
     ),
     _m("PUT to the list", _PUT, "/models", (124,)),
     _m("PATCH to the list", "PATCH", "/models", (124,)),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from oracle.differences import USUAL_HEADERS, Differs, decision, fixed
+from oracle.differences import USUAL_HEADERS, Differs, decision, error, fixed
 from oracle.exchange import Exchange, Listener
 from oracle.views import without_sizes
 
@@ -48,7 +48,13 @@ RESULTS = (
     _counts("four at once", body=b"1", also=(b"2", b"3", b"4"), items=(73,)),
     _counts("three at once", body=b"1", also=(b"2", b"3"), items=(74,)),
     _counts("one alone", body=b"1", limit=1.0, items=(74,)),
-    _eager("one alone for an idle worker", body=b"1", limit=1.0, differs=Differs(decision(4), took="under 1 s")),
+    _eager(
+        "one alone for an idle worker",
+        body=b"1",
+        limit=1.0,
+        items=(73, 74),
+        differs=Differs(decision(4), took="under 1 s"),
+    ),
     _counts(
         "one that is bad",
         body=b"bad",
@@ -82,11 +88,12 @@ RESULTS = (
         "/predictions/impatient",
         body=b"x",
         patience=3.0,
-        differs=Differs(
-            fixed("A request is answered, though later than its client would wait."),
-            status="200 OK",
+        differs=error(
+            decision(7),
+            "504 Gateway Timeout",
+            "RequestTimeoutException",
+            'Model "impatient": no answer within the 0.1 s the request had.',
             headers=_ANSWERED,
-            body="done",
             connection="open",
         ),
     ),

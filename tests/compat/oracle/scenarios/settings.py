@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from oracle.differences import USUAL_HEADERS, Differs, decision, error, fixed, more
+from oracle.differences import USUAL_HEADERS, Differs, Reason, decision, error, fixed, more
 from oracle.exchange import Exchange, Framing, Listener, Scenario
-from oracle.scenarios.missing import INVOCATIONS, KSERVE_1
 from oracle.until import shows, status
 from oracle.views import families, openapi_outline, tensor_values
 
@@ -17,9 +16,9 @@ _x = partial(Exchange, on=Listener.METRICS)
 _JSON = "application/json"
 
 
-def _too_large(headers: dict[str, str], connection: str) -> Differs:
+def _too_large(because: Reason, headers: dict[str, str], connection: str) -> Differs:
     return error(
-        more("Answers of the transport have the same form as all others."),
+        because,
         "413 Request Entity Too Large",
         "RequestEntityTooLargeException",
         "The request body is over the limit of 1000 bytes.",
@@ -49,7 +48,9 @@ LIMITS = Scenario(
             "/predictions/looks",
             (14,),
             body=b"x" * 1001,
-            differs=_too_large({"connection": "keep-alive"}, "open"),
+            differs=_too_large(
+                more("Answers of the transport have the same form as all others."), {"connection": "keep-alive"}, "open"
+            ),
         ),
         Exchange(
             "a body in chunks over the limit",
@@ -57,7 +58,11 @@ LIMITS = Scenario(
             "/predictions/looks",
             body=b"x" * 1001,
             framing=Framing.CHUNKED,
-            differs=_too_large({"connection": "close"}, "closed"),
+            differs=_too_large(
+                more("Of a body of unknown length nothing is read beyond the limit: the connection closes."),
+                {"connection": "close"},
+                "closed",
+            ),
         ),
         Exchange("JSON that is not decoded", "POST", "/predictions/looks", (44,), body=b'{"a": 1}', content_type=_JSON),
         Exchange(
@@ -170,7 +175,7 @@ SINGLE = Scenario(
             differs=Differs(decision(16), extra=_without_our_families),
         ),
         _x("metrics by POST and more path", "POST", "/metrics/more?name[]=unknown"),
-        Exchange("invocations of the only model", "POST", "/invocations", (31,), body=b"abc", missing=INVOCATIONS),
+        Exchange("invocations of the only model", "POST", "/invocations", (31,), body=b"abc"),
     ),
     models=("looks",),
     config={"metrics_mode": "prometheus"},
@@ -199,14 +204,34 @@ REMOTE = Scenario(
     config={"allowed_urls": "file://.*,http://127[.]0[.]0[.]1:.*"},
 )
 
+_READY = decision(27)
+
 UNHEALTHY = Scenario(
     "unhealthy",
     "A model that does not load.",
     (
         Exchange("the health of a model that gave up", "GET", "/ping", (21,), until=status(500)),
-        _m("readiness of a model that gave up", "GET", "/v1/models/gives-up", missing=KSERVE_1),
+        _m(
+            "readiness of a model that gave up",
+            "GET",
+            "/v1/models/gives-up",
+            differs=Differs(_READY, texts={"true": "false"}),
+        ),
+        Exchange(
+            "readiness of the server with a model that gave up",
+            "GET",
+            "/v2/health/ready",
+            ("K36",),
+            differs=Differs(_READY, status="503 Service Unavailable", texts={"true": "false"}),
+        ),
+        Exchange(
+            "the server with a model that gave up lives",
+            "GET",
+            "/v2/health/live",
+            ("K36",),
+        ),
     ),
-    config={"load_models": "gives-up.mar"},  # not waited for
+    config={"load_models": "gives-up.mar", "ts_open_inference_protocol": "true"},  # the model is not waited for
 )
 
 UNTOUCHED = Scenario(

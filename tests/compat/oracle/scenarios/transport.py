@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from oracle.differences import CLOSES, USUAL_HEADERS, Differs, error, fixed, more
 from oracle.exchange import Exchange, Framing, Listener
-from oracle.scenarios.missing import DOCUMENTS
-from oracle.views import openapi_outline
+from oracle.views import only_paths, openapi_outline
 
 __all__ = ["TRANSPORT"]
 
@@ -13,23 +12,68 @@ _M, _X = Listener.MANAGEMENT, Listener.METRICS
 _LOOKS = "/predictions/looks"
 
 _HOST = '"Host": "<inference address>"'
-_REFUSES = more("Answers of the transport have the same form as all others.")
+_REFUSES = more("The refusal has the form of all errors; the connection closes, because the body may come or not.")
 _SENT = fixed("Handlers see the framing headers that were sent.")
 _CLOSES = fixed("A client that asks for the end of the connection gets it.")
+
+_DESCRIBED = more("What TorchServe serves and does not describe is described, too, and what it does not serve.")
+_INFERENCE_API = Differs(
+    fixed("Operation ids are unique; of `predictions`, which TorchServe has three times, KServe's got a prefix."),
+    texts={
+        f'"{path}": {{\n      "post": "predictions"': f'"{path}": {{\n      "post": "{id_}"'
+        for path, id_ in (
+            ("/v1/models/{model_name}:predict", "v1_predictions"),
+            ("/v2/models/{model_name}/infer", "v2_predictions"),
+        )
+    },
+    extra=only_paths(
+        "/",
+        "/api-description",
+        "/metrics",
+        "/ping",
+        "/predictions/{model_name}",
+        "/predictions/{model_name}/{model_version}",
+        "/v1/models/{model_name}:predict",
+        "/v2/models/{model_name}/infer",
+    ),
+)
+_MANAGEMENT_API = Differs(
+    _DESCRIBED,
+    extra=only_paths(
+        "/",
+        "/api-description",
+        "/metrics",
+        "/models",
+        "/models/{model_name}",
+        "/models/{model_name}/{model_version}",
+        "/models/{model_name}/{model_version}/set-default",
+    ),
+)
 
 TRANSPORT = (
     Exchange("the root of the inference listener", "GET", "/", (1,)),
     Exchange("the root of the management listener", "GET", "/", (1,), on=_M),
     Exchange("the root of the metrics listener", "GET", "/", (1,), on=_X),
-    Exchange("the description of the inference API", "OPTIONS", "/", (2,), view=openapi_outline, missing=DOCUMENTS),
     Exchange(
-        "the description of the management API", "OPTIONS", "/", (3,), on=_M, view=openapi_outline, missing=DOCUMENTS
+        "the description of the inference API", "OPTIONS", "/", (2,), view=openapi_outline, differs=_INFERENCE_API
     ),
     Exchange(
-        "the description of the metrics API", "OPTIONS", "/", (4,), on=_X, view=openapi_outline, missing=DOCUMENTS
+        "the description of the management API",
+        "OPTIONS",
+        "/",
+        (3,),
+        on=_M,
+        view=openapi_outline,
+        differs=_MANAGEMENT_API,
     ),
+    Exchange("the description of the metrics API", "OPTIONS", "/", (4,), on=_X, view=openapi_outline),
     Exchange(
-        "the description under its old path", "GET", "/api-description", (5,), view=openapi_outline, missing=DOCUMENTS
+        "the description under its old path",
+        "GET",
+        "/api-description",
+        (5,),
+        view=openapi_outline,
+        differs=_INFERENCE_API,
     ),
     Exchange("an unknown path", "GET", "/nowhere", (6, 9, 10, 12, 13)),
     Exchange("an unknown path of the management listener", "GET", "/nowhere", (6,), on=_M),
