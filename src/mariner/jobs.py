@@ -11,7 +11,7 @@ from enum import Enum
 
 from mariner.bodies import Slot
 from mariner.errors import MarinerError
-from ts.wire import Part, Reply, Request, Sample, Shared, pack_headers, unpack_headers
+from ts.wire import Part, Reply, Request, Sample, Shared, new_part, new_request, pack_headers, unpack_headers
 
 __all__ = [
     "Job",
@@ -22,6 +22,8 @@ __all__ = [
     "Request",
     "Sample",
     "Shared",
+    "new_part",
+    "new_request",
     "pack_headers",
     "unpack_headers",
 ]

@@ -22,9 +22,10 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from enum import IntEnum
+from functools import partial
 from typing import Any, NamedTuple
 
 __all__ = [
@@ -47,6 +48,9 @@ __all__ = [
     "encode_json",
     "encode_predict",
     "encode_reply",
+    "new_part",
+    "new_reply",
+    "new_request",
     "pack_headers",
     "unpack_headers",
 ]
@@ -143,6 +147,13 @@ class Reply(NamedTuple):
     more: bool = False
     failed: bool = False
     handler_seconds: float = 0.0
+
+
+# The same values without the Python code that a named tuple's own constructor is: each request needs one of each, and
+# together they would take a thirtieth of the time that the server has for a small one.
+new_part: Callable[[tuple[str, str, Buffer | Shared]], Part] = partial(tuple.__new__, Part)
+new_request: Callable[[tuple[str, bytes, Sequence[Part]]], Request] = partial(tuple.__new__, Request)
+new_reply: Callable[[tuple[int, Buffer, int, str, bytes, bool, bool, float]], Reply] = partial(tuple.__new__, Reply)
 
 
 class Sample(NamedTuple):
@@ -384,8 +395,8 @@ def decode_predict(payload: memoryview) -> list[Batch]:
                     else:
                         start, position = position, position + size
                         value = data[start:position] if size < _COPIED else whole[start:position]
-                    parts.append(Part(name, content_type, value))
-                jobs.append((job_id, Request(request_id, headers, parts)))
+                    parts.append(new_part((name, content_type, value)))
+                jobs.append((job_id, new_request((request_id, headers, parts))))
             batches.append(Batch(batch_id, jobs))
     except (struct.error, UnicodeDecodeError) as error:
         raise WireError(f"A PREDICT frame is damaged: {error}") from error
@@ -433,7 +444,7 @@ def decode_replies(payload: memoryview) -> list[Reply]:
             body = bytes(payload[position : position + size])
             position += size
             more, failed = flags & _MORE != 0, flags & _FAILED != 0
-            replies.append(Reply(job_id, body, status, phrase, headers, more, failed, seconds))
+            replies.append(new_reply((job_id, body, status, phrase, headers, more, failed, seconds)))
     except (struct.error, UnicodeDecodeError) as error:
         raise WireError(f"A REPLIES frame is damaged: {error}") from error
     if position != end:

@@ -161,7 +161,7 @@ class Exchange:
         keep_alive: the connection stays open after the answer.
         http10: the client speaks HTTP/1.0, which has no chunks.
         error: the protocol's own answer to a request that cannot be handled; None hands it to the application.
-        packed: the headers as handlers get them, by what was added to them; shared by requests with the same head.
+        readings: what handlers get of the head, by what was added to it; shared by requests with the same one.
         line: the request as the access log shows it, if that was made before.
         on_cancel: called once if the client goes before the answer is complete.
     """
@@ -177,9 +177,9 @@ class Exchange:
         "line",
         "method",
         "on_cancel",
-        "packed",
         "peer",
         "raw_headers",
+        "readings",
         "state",
         "target",
     )
@@ -205,7 +205,7 @@ class Exchange:
         self.http10 = False
         self.error: MarinerError | None = None
         self.line = b""
-        self.packed: dict[tuple[bytes, ...], bytes] | None = None
+        self.readings: dict[tuple[bytes, ...], tuple[bytes, str, bool]] | None = None
         self.on_cancel: Callable[[], object] | None = None
         self.state: ExchangeState = _OPEN
 

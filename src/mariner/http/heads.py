@@ -22,7 +22,7 @@ class Head(NamedTuple):
     raw_headers: list[bytes]
     fields: dict[bytes, bytes]
     length: int  # of the body
-    packed: dict[tuple[bytes, ...], bytes]  # see Exchange
+    readings: dict[tuple[bytes, ...], tuple[bytes, str, bool]]  # see Exchange
     line: bytes  # see Exchange
 
 

@@ -18,7 +18,7 @@ from python_multipart.multipart import MultipartParser, parse_options_header
 from mariner.bodies import Slot
 from mariner.errors import BadRequest, InternalError, MarinerError, PredictionFailed
 from mariner.http.exchange import Exchange, HeaderPairs
-from mariner.jobs import Outcome, Part, Reply, Request, Shared, unpack_headers
+from mariner.jobs import Outcome, Part, Reply, Request, Shared, new_part, new_request, unpack_headers
 
 __all__ = [
     "JSON",
@@ -41,6 +41,8 @@ JSON: HeaderPairs = (("content-type", "application/json"),)
 
 _KSERVE = (b"/v1/", b"/v2/")  # where clients look for the message under the name ``error``
 _MAX_PAIRS = 1024  # of a query or a form
+_URLENCODED = "application/x-www-form-urlencoded"
+_MULTIPART = "multipart/form-data"
 _DEFAULT_PART_TYPE = "application/octet-stream"  # of a file whose part names none
 _BAD_ESCAPE = re.compile(rb"%(?![0-9a-fA-F]{2})")
 _SEPARATORS = re.compile(rb"[&;]")
@@ -147,34 +149,40 @@ def read_request(
     Raises:
         BadRequest: the body is not what its content type says.
     """
+    packed, media, is_form = _read_head(exchange, injected)
     body = exchange.body
     slot = None
-    media = media_type(exchange)
     if isinstance(body, Slot):
         slot = body
         parts = [Part("body", media, Shared(slot.offset, slot.size))]
-    elif body and (form := _read_form(exchange, media, body)) is not None:
-        parts = form
+    elif is_form and body:
+        parts = _read_form(exchange, body)
     else:
-        parts = [Part("body", media, body)]
+        parts = [new_part(("body", media, body))]
     if with_query and (query := exchange.raw_query):
         parts[:0] = [Part(name, "", value.encode()) for name, value in _query_pairs(query)]
-    return Request(exchange.id, _pack_headers(exchange, injected), parts), slot
+    return new_request((exchange.id, packed, parts)), slot
+
+
+def _read_head(exchange: Exchange, injected: tuple[bytes, ...]) -> tuple[bytes, str, bool]:
+    """The packed headers, the media type, and whether the body is a form; a head that is known is read once."""
+    known = exchange.readings
+    if known is not None and (reading := known.get(injected)) is not None:
+        return reading
+    media = media_type(exchange)
+    reading = _pack_headers(exchange, injected), media, _is_form(exchange)
+    if known is not None:
+        known[injected] = reading
+    return reading
 
 
 def _pack_headers(exchange: Exchange, injected: tuple[bytes, ...]) -> bytes:
-    known = exchange.packed
-    if known is not None and injected in known:
-        return known[injected]
     headers: Sequence[bytes] = exchange.raw_headers
     if injected:
         if not exchange.fields.keys().isdisjoint(injected[::2]):
             headers = _without(headers, injected[::2])
         headers = (*headers, *injected)
-    packed = b"\0".join(headers)
-    if known is not None:
-        known[injected] = packed
-    return packed
+    return b"\0".join(headers)
 
 
 def _without(headers: Sequence[bytes], names: Sequence[bytes]) -> list[bytes]:
@@ -185,16 +193,21 @@ def _without(headers: Sequence[bytes], names: Sequence[bytes]) -> list[bytes]:
     return kept
 
 
-def _read_form(exchange: Exchange, media: str, body: bytes | bytearray) -> list[Part] | None:
-    """The fields of a form; None if the body is none."""
-    kind = media.lower()
-    if kind == "application/x-www-form-urlencoded":
+def _is_form(exchange: Exchange) -> bool:
+    kind = media_type(exchange).lower()
+    return kind == _URLENCODED or (kind == _MULTIPART and bool(_boundary(exchange)))
+
+
+def _read_form(exchange: Exchange, body: bytes | bytearray) -> list[Part]:
+    """The fields of a form."""
+    if media_type(exchange).lower() == _URLENCODED:
         return _read_urlencoded(body)
-    if kind == "multipart/form-data":
-        boundary = parse_options_header(exchange.fields[b"content-type"])[1].get(b"boundary")
-        if boundary:
-            return _read_multipart(body, boundary)
-    return None
+    return _read_multipart(body, _boundary(exchange))
+
+
+def _boundary(exchange: Exchange) -> bytes:
+    """What separates the parts of a multipart body; nothing if the client forgot to say it."""
+    return parse_options_header(exchange.fields[b"content-type"])[1].get(b"boundary", b"")
 
 
 def _read_urlencoded(body: bytes | bytearray) -> list[Part]:
@@ -301,8 +314,8 @@ def read_parameters(exchange: Exchange, names: Collection[str]) -> dict[str, str
         return _read_json_parameters(exchange.take_body(), names)
     parameters = read_query(exchange.raw_query)
     body = exchange.take_body()
-    if body:
-        for name, _, value in _read_form(exchange, media, body) or ():
+    if body and _is_form(exchange):
+        for name, _, value in _read_form(exchange, body):
             assert isinstance(value, bytes)
             parameters.setdefault(name, _text(value))
     return parameters

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from enum import Enum
 
@@ -29,6 +28,9 @@ __all__ = ["Metrics", "MetricsMode"]
 logger = logging.getLogger(__name__)
 
 Row = tuple[str, LabelValues, float]  # name, labels, value
+_Inference = tuple[float, float, float, int]  # seconds from arrival to answer, in the queue, in the handler; batch size
+
+_OBSERVED = 500  # inferences that go into the histograms together; what they have cost then is shared by many
 
 _REQUESTS = ("Requests2XX", "Requests4XX", "Requests5XX")
 _LEGACY = frozenset(
@@ -47,14 +49,23 @@ class MetricsMode(Enum):
 class _ModelSeries:
     """What is counted for each inference of one model version."""
 
-    __slots__ = ("batch_size", "handler", "latency", "queue", "requests")
+    __slots__ = ("batch_size", "handler", "latency", "observed", "queue", "requests")
 
     def __init__(self) -> None:
         self.requests = 0
+        self.observed: list[_Inference] = []  # not in the histograms yet
         self.latency = Histogram(TIME_BUCKETS)
         self.queue = Histogram(TIME_BUCKETS)
         self.handler = Histogram(TIME_BUCKETS)
         self.batch_size = Histogram(SIZE_BUCKETS)
+
+    def fold(self) -> None:
+        """Puts what was observed into the histograms."""
+        observed, self.observed = self.observed, []
+        if observed:
+            histograms = (self.latency, self.queue, self.handler, self.batch_size)
+            for histogram, values in zip(histograms, zip(*observed, strict=True), strict=True):
+                histogram.observe_all(values)
 
 
 class Metrics:
@@ -103,7 +114,7 @@ class Metrics:
         self._responses = [0, 0, 0]
         self._models: dict[tuple[str, str], _ModelSeries] = {}
         self._handler_seconds: dict[str, float] = {}  # latest of each model
-        self._latest: tuple[float, float, float] | None = None  # latency, queue, handler of the latest inference
+        self._latest: _Inference | None = None
         self._queue_depths: Callable[[], Iterable[tuple[str, str, int]]] = lambda: ()
 
     def watch_queues(self, depths: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
@@ -149,20 +160,11 @@ class Metrics:
             batch_size: requests in that batch.
         """
         series = self._models.get((model, version_label)) or self._add_series(model, version_label)
-        histogram = series.latency  # observe() written out: four calls would cost as much as the rest
-        histogram.counts[bisect_left(TIME_BUCKETS, latency_seconds)] += 1
-        histogram.sum += latency_seconds
-        histogram = series.queue
-        histogram.counts[bisect_left(TIME_BUCKETS, queue_seconds)] += 1
-        histogram.sum += queue_seconds
-        histogram = series.handler
-        histogram.counts[bisect_left(TIME_BUCKETS, handler_seconds)] += 1
-        histogram.sum += handler_seconds
-        histogram = series.batch_size
-        histogram.counts[bisect_left(SIZE_BUCKETS, batch_size)] += 1
-        histogram.sum += batch_size
+        self._latest = observed = (latency_seconds, queue_seconds, handler_seconds, batch_size)
+        series.observed.append(observed)
+        if len(series.observed) >= _OBSERVED:
+            series.fold()
         self._handler_seconds[model] = handler_seconds
-        self._latest = (latency_seconds, queue_seconds, handler_seconds)
         if self._each:
             labels = (model, version_label, self._hostname)
             self._update_each(
@@ -278,7 +280,7 @@ class Metrics:
 
     def _latest_gauges(self) -> Iterator[Row]:
         if self._latest is not None:
-            latency, queue, handler = self._latest
+            latency, queue, handler, _ = self._latest
             yield "QueueTime", self._host, int(queue * 1e3)
             yield "WorkerThreadTime", self._host, int(max(0.0, latency - queue - handler) * 1e3)
 
@@ -287,6 +289,7 @@ class Metrics:
         yield from ((name, self._host, count) for name, count in zip(_REQUESTS, self._responses, strict=True) if count)
         for (model, version_label), series in self._models.items():
             labels = (model, version_label, self._hostname)
+            series.fold()
             if series.requests:
                 yield "ts_inference_requests_total", labels, series.requests
             if any(series.latency.counts):
