@@ -120,17 +120,18 @@ def _plan(options: argparse.Namespace, temporary: Path, console: Console) -> lis
     for round_ in range(1, options.rounds + 1):
         order = options.peers if round_ % 2 else options.peers[::-1]
         for name, prepared in folders.items():
+            seconds = options.seconds * prepared.workload.times
             for peer in order:
                 title = f"round {round_}, {name}, {peer}"
                 directory = temporary / f"{name}-{peer}-{round_}"
                 if peer == BARE:
                     if prepared.workload.codecs:
-                        steps.append(Step(title, partial(measure_bare_loop, prepared, round_, options.seconds)))
+                        steps.append(Step(title, partial(measure_bare_loop, prepared, round_, seconds)))
                 elif name == LIFECYCLE_WORKLOAD.name:
                     rows = partial(measure_lifecycle, PEERS[peer], prepared, directory, round_, lifecycle)
                     steps.append(Step(title, rows))
                 else:
-                    timing = Timing(options.seconds, options.warm_up)
+                    timing = Timing(seconds, options.warm_up)
                     rows = partial(measure_load, PEERS[peer], prepared, directory, round_, timing)
                     steps.append(Step(title, rows))
     return steps

@@ -147,7 +147,7 @@ def describe_machine() -> dict[str, str]:
         "memory": f"{psutil.virtual_memory().total / 1e9:.1f} GB",
         "load average at the start": f"{psutil.getloadavg()[0]:.2f}",
         "system": platform.platform(),
-        "python": platform.python_version(),
+        "python": f"{platform.python_version()}, {Path(sys.executable).resolve()}",
         "java": _first_line(["java", "-version"]),
         "wrk": _first_line(["wrk", "-v"]),
     }
