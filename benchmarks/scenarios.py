@@ -27,7 +27,7 @@ class Workload:
 
     ``net`` names the network whose weights the archive carries; ``codecs`` are the JSON libraries with which the bare
     loop runs, none where a bare loop says nothing. A workload that answers some twenty requests a second is measured
-    ``times`` as long as others: in five seconds one request more or less would be 1 %, which is what its target is about.
+    ``times`` as long as others: in five seconds one request more or less would be 1 %, as much as its target allows.
     """
 
     name: str
