@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mariner import __version__
+from mariner.bench.arguments import add_arguments as add_bench_arguments
 from mariner.config import (
     SETTINGS,
     VERSION,
@@ -256,6 +257,12 @@ def _serve(options: argparse.Namespace) -> int:
     return _as_child_of_init(lambda: _run(config, with_files=config.is_set("log_location")))
 
 
+def _bench(options: argparse.Namespace) -> int:
+    from mariner.bench.command import run  # noqa: PLC0415 - slow to import
+
+    return run(options)
+
+
 def _config_docs(options: argparse.Namespace) -> int:
     from mariner.archive import model_config_page  # noqa: PLC0415 - of no use to the other commands
 
@@ -382,6 +389,9 @@ def _mariner_parser() -> argparse.ArgumentParser:
     docs = config.add_parser("docs", help="Print the reference page in Markdown.")
     docs.add_argument("--model", action="store_true", help="The page on the model config instead.")
     docs.set_defaults(run=_config_docs)
+    bench = verbs.add_parser("bench", help="Measure how fast a URL answers, or compare several.", allow_abbrev=False)
+    bench.set_defaults(run=_bench)
+    add_bench_arguments(bench)
     metrics = verbs.add_parser("metrics", help="Look at the metrics.").add_subparsers(metavar="VERB", required=True)
     docs = metrics.add_parser("docs", help="Print the reference page in Markdown.")
     docs.set_defaults(run=_metrics_docs)
