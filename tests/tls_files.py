@@ -22,6 +22,24 @@ from cryptography.x509.oid import NameOID
 
 from mariner.certificates import load_context
 
+# OpenSSL asks for these since Python 3.13: who signed, and what a key may do.
+_USES = dict.fromkeys(
+    (
+        "digital_signature",
+        "content_commitment",
+        "key_encipherment",
+        "data_encipherment",
+        "key_agreement",
+        "key_cert_sign",
+        "crl_sign",
+        "encipher_only",
+        "decipher_only",
+    ),
+    False,
+)
+_SERVER = x509.KeyUsage(**{**_USES, "digital_signature": True})
+_CERTIFICATE_AUTHORITY = x509.KeyUsage(**{**_USES, "digital_signature": True, "key_cert_sign": True})
+
 
 @dataclass(frozen=True)
 class Pair:
@@ -83,6 +101,8 @@ def make_pair(
     """
     directory.mkdir(exist_ok=True)
     key = make_key(kind)
+    signer = issuer.key if issuer else key
+    authority = authority if authority is not None else not issuer
     now = datetime.now(UTC)
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, f"localhost {directory.name}")])
     certificate = (
@@ -94,8 +114,11 @@ def make_pair(
         .not_valid_before(now + timedelta(days=days[0]))
         .not_valid_after(now + timedelta(days=days[1]))
         .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
-        .add_extension(x509.BasicConstraints(authority if authority is not None else not issuer, None), critical=True)
-        .sign(issuer.key if issuer else key, hashes.SHA256())
+        .add_extension(x509.BasicConstraints(authority, None), critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(signer.public_key()), critical=False)
+        .add_extension(_CERTIFICATE_AUTHORITY if authority else _SERVER, critical=True)
+        .sign(signer, hashes.SHA256())
     )
     chain = [certificate, *(issuer.chain if issuer else [])]
     pair = Pair(directory / "key.pem", directory / "cert.pem", key, chain)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -226,9 +227,8 @@ def test_19_what_is_no_address_is_named(load: Load, address: str, message: str) 
 
 async def test_20_management_may_be_a_socket_in_the_file_system(load: Load, tmp_path: Path) -> None:
     path = tmp_path / "m.sock"
-    stale = await asyncio.start_unix_server(lambda _reader, _writer: None, path)
-    stale.close()
-    path.touch()
+    with socket.socket(socket.AF_UNIX) as stale:  # of a server that was killed
+        stale.bind(str(path))
     config = load(f"management_address=unix:{path}")
     async with serving(config, management_address=config.management_address):
         client = Client(*await asyncio.open_unix_connection(str(path)))

@@ -173,7 +173,7 @@ class Load:
         """A connection is gone; another takes its place."""
         if connection in self._idle:
             self._idle.remove(connection)
-        if self._sending or self._due:
+        if self._wanted:
             self._open()
         else:
             self._check_over()
@@ -190,7 +190,7 @@ class Load:
         task.add_done_callback(self._tasks.discard)
 
     async def _open_one(self) -> None:
-        while self._sending or self._due:
+        while self._wanted:
             try:
                 connection = await self._connect()
             except OSError as error:  # noqa: PERF203 - that is what the loop is for
@@ -254,8 +254,13 @@ class Load:
         self._check_over()
 
     def _check_over(self) -> None:
-        if not self._busy and not self._due and not (self._sending and self._left):
+        if not self._busy and not self._wanted:
             self._over.set()
+
+    @property
+    def _wanted(self) -> bool:
+        """There is something left to send."""
+        return bool(self._due or (self._sending and self._left))
 
 
 class _Connection(asyncio.Protocol):

@@ -46,8 +46,17 @@ _NO_CACHE = (
 )
 _KEEP = _NO_CACHE + b"connection: keep-alive\r\n"
 _CLOSE = _NO_CACHE + b"connection: close\r\n"
+# TorchServe's; Python's words for these depend on its version.
+_PHRASES = {
+    413: "Request Entity Too Large",
+    414: "Request-URI Too Long",
+    416: "Requested Range Not Satisfiable",
+    422: "Unprocessable Entity",
+}
 _STATUS_LINES = {
-    status.value: f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode() for status in HTTPStatus if status >= 200
+    status.value: f"HTTP/1.1 {status.value} {_PHRASES.get(status, status.phrase)}\r\n".encode()
+    for status in HTTPStatus
+    if status >= 200
 }
 
 # The beginning of the answers that nobody adds a header to, up to the request's id.
