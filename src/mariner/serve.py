@@ -26,7 +26,7 @@ from mariner.auth import Access, TokenMode, open_access
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
 from mariner.certificates import load_context
-from mariner.config import AccessLogging, Address, Config, Scheme, Source
+from mariner.config import AccessLogging, Address, Config, MetricsMode, Scheme, Source
 from mariner.devices import Accelerators, CpuMeter, Vendor, read_system
 from mariner.engines.local import LocalEngine
 from mariner.errors import ConfigurationError
@@ -38,7 +38,6 @@ from mariner.metrics import (
     METRICS,
     Definition,
     Metrics,
-    MetricsMode,
     Section,
     Update,
     collect,
@@ -336,7 +335,7 @@ def _relay_to(metrics: Metrics) -> Callable[[str, str, str], None]:
 
 
 def _make_metrics(config: Config, on_metric: Callable[[Update], None] | None) -> Metrics:
-    mode = MetricsMode(config.metrics_mode.value)
+    mode = config.metrics_mode
     definitions: Iterable[Definition] = METRICS
     if config.metrics_config is not None:
         # TorchServe stops for names that Prometheus does not allow only when asked for Prometheus; it is our default.

@@ -62,9 +62,9 @@ class BatchingPolicy(Enum):
 class MetricsMode(Enum):
     """Where metrics go."""
 
-    PROMETHEUS = "prometheus"
-    LOG = "log"
-    LEGACY = "legacy"
+    PROMETHEUS = "prometheus"  # to /metrics
+    LOG = "log"  # into logs
+    LEGACY = "legacy"  # into logs, but for the three inference counters
 
 
 class AccessLogging(Enum):
