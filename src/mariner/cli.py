@@ -54,7 +54,7 @@ def torchserve(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one
         return 0
     if options.stop:
         timeout = _STOP_WAIT if options.foreground else _drain_timeout(flags) + _STOP_SLACK
-        return stop(pid_file, timeout=timeout, quiet=options.foreground, say=_say)
+        return stop(pid_file, timeout=timeout, quiet=options.foreground, say=_say, complain=_complain)
     if pid_file.server() is not None:
         _say(ALREADY_RUNNING)
         return 1
