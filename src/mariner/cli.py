@@ -330,10 +330,11 @@ def _print_table(rows: Iterable[tuple[str, str, str, bool]]) -> None:
 
 def _explain(config: Config, setting: Setting) -> None:
     default = setting.shown or format_value(setting, setting.default) or "unset"
+    flag = ", ".join(setting.flag.names) if setting.flag else f"{flag_names(setting)[0]} (mariner serve)"
     rows = [
         ("from", str(config.origin(setting.key))),
         ("default", default.replace("`", "")),
-        ("flag", ", ".join(setting.flag.names) if setting.flag else f"{flag_names(setting)[0]} (mariner serve)"),
+        ("flag", "" if setting.confidential else flag),
         ("variable", setting.variable),
         ("with enable_envvars_config", setting.env or ""),
         ("always", setting.always_env or ""),
@@ -392,6 +393,8 @@ def _add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> 
     """A flag per setting; the key is where :func:`_flags` looks for it."""
     for setting in settings:
         flag = setting.flag
+        if setting.confidential:
+            continue
         if flag is None and (setting.java_only or setting.derived or setting.type == dict[str, Any]):
             continue  # JSON belongs into a file
         text = (flag.help if flag is not None and flag.help else setting.doc).replace("%", "%%").replace("`", "")

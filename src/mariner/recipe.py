@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mariner.archive.read import Archive
-from mariner.config import Config, MetricsMode
+from mariner.config import SETTINGS, Config, MetricsMode
 from mariner.engines import THREAD_VARIABLES, WorkerSpec
 from mariner.model_settings import ModelSettings
 from ts.wire import Load
@@ -16,6 +16,7 @@ from ts.wire import Load
 __all__ = ["Recipe", "make_recipe", "worker_environment"]
 
 _MENTIONS_TORCH = re.compile(rb"torch|transformers")  # whatever else builds on PyTorch is rarely used without its name
+_SECRETS = frozenset(setting.variable for setting in SETTINGS.values() if setting.secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,14 +129,16 @@ def _imports_torch(archive: Archive) -> bool:
 
 
 def worker_environment(base: Mapping[str, str], config: Config, threads: int) -> dict[str, str]:
-    """The environment of a worker: the server's, what TorchServe adds, a thread budget, less the blocked names.
+    """The environment of a worker: the server's, what TorchServe adds, a thread budget.
+
+    Less the server's secrets, and the blocked names.
 
     Args:
         base: the server's environment.
         config: the server's settings.
         threads: threads that numeric libraries may use, unless the environment says so already.
     """
-    environment = dict(base)
+    environment = {name: value for name, value in base.items() if name not in _SECRETS}
     for name in THREAD_VARIABLES:
         environment.setdefault(name, str(threads))
     environment["TS_DECODE_INPUT_REQUEST"] = str(config.decode_input_request).lower()

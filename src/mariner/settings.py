@@ -189,6 +189,11 @@ class Setting:
         """The environment variable that always counts, below flags and above files."""
         return f"MARINER_{self.key.upper()}"
 
+    @property
+    def confidential(self) -> bool:
+        """A secret that is copied nowhere: it has no flag, as everybody sees those, and snapshots leave it out."""
+        return self.secret and self.ours
+
 
 def _field_of(row: Callable[_Row, Setting]) -> Callable[Concatenate[Any, _Row], Any]:
     def make(default: Any, /, *args: _Row.args, **kwargs: _Row.kwargs) -> Any:
@@ -490,8 +495,22 @@ class Config:
     )  # fmt: skip
     token_expiration_min: float | None = setting(
         None, env="TS_TOKEN_EXPIRATION_TIME_MIN", unit="min", minimum=0, lenient=True,
-        shown="60 where `token_authorization` is `on`, else never", doc="Life of a key.",
+        shown="60 where `token_authorization` is `on`, else never",
+        doc="Life of a key. One that was given expires only if this is set.",
     )  # fmt: skip
+
+    management_key: str | None = setting(
+        None, ours=True, secret=True,
+        doc="The key of management calls, instead of a random one; meant for the variable.",
+    )  # fmt: skip
+    management_key_file: Path | None = setting(
+        None, ours=True, doc="File that holds that key and nothing else, such as a mounted secret."
+    )
+    inference_key: str | None = setting(
+        None, ours=True, secret=True,
+        doc="The key of predictions, instead of a random one. They need one where `token_authorization` is `on`.",
+    )  # fmt: skip
+    inference_key_file: Path | None = setting(None, ours=True, doc="File that holds that key and nothing else.")
 
     enable_envvars_config: bool = setting(
         False, heading="Where settings come from", env=None, doc="Whether the `TS_*` variables of this page count."
