@@ -193,6 +193,7 @@ class ModelLoader:
             version.archive,
             enabled=self._config.install_py_dep_per_model,
             temp_dir=self._config.temp_dir,
+            cache_size=self._config.package_cache_size,
             environment=worker_environment(os.environ, self._config, threads_per_worker(1)),
             cancelled=cancelled,
         )

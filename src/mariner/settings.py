@@ -314,6 +314,10 @@ class Config:
         doc="Installs the requirements file of an archive before its model is loaded, once: what was installed "
         "is kept in `$XDG_CACHE_HOME/mariner`, or below `temp_dir`.",
     )
+    package_cache_size: int = setting(
+        10 << 30, ours=True, unit="bytes", minimum=0,
+        doc="Room for what is kept. Beyond it, packages go that were not used for longest; none that a server uses.",
+    )  # fmt: skip
     default_service_handler: str | None = setting(None, doc="Handler of archives that name none.")
     service_envelope: str | None = setting(None, doc="Request envelope of all models, instead of the archive's.")
     models: dict[str, Any] = setting(
