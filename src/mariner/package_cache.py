@@ -84,9 +84,8 @@ class PackageCache:
             name: says all that decides about its content.
             make: fills an empty directory, and may use the one above for itself; what it raises is raised.
         """
-        found = None
-        while found is None:
-            found = self._use(name) or self._make(name, make)
+        while (found := self._use(name)) is None:
+            self._make(name, make)
         self._prune()
         return found
 
