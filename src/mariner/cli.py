@@ -273,7 +273,9 @@ def _metrics_docs(_options: argparse.Namespace) -> int:
 def _config_explain(options: argparse.Namespace) -> int:
     config = load_config(_flags(options), os.environ, Path.cwd())
     if options.model is not None:
-        return _explain_model(config, options.model, options.key)
+        return _explain_model(config, options.model, options.key, running=options.running)
+    if options.running:
+        raise ConfigurationError("--running goes with --model.", hint="The server's own settings change by no call.")
     if options.key is not None:
         setting = find_setting(options.key)
         if setting is None:
@@ -286,12 +288,17 @@ def _config_explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _explain_model(config: Config, name: str, key: str | None) -> int:
-    from mariner.devices import Accelerators  # noqa: PLC0415 - of no use to the other commands
-    from mariner.explain import explain_model  # noqa: PLC0415 - as above
+def _explain_model(config: Config, name: str, key: str | None, *, running: bool) -> int:
+    from mariner.archive.model_config import ModelConfig, rows  # noqa: PLC0415 - of no use to the other commands
+    from mariner.devices import Accelerators  # noqa: PLC0415 - as above
+    from mariner.explain import explain_model, explain_running  # noqa: PLC0415 - as above
 
-    gpus = Accelerators.detect(os.environ, config.number_of_gpu).count
-    explained, warnings = explain_model(config, name, gpus=gpus)
+    warnings: list[str] = []
+    if running:
+        explained = explain_running(config, name, key_file=Path("key_file.json"))
+    else:
+        gpus = Accelerators.detect(os.environ, config.number_of_gpu).count
+        explained, warnings = explain_model(config, name, gpus=gpus)
     if key is None:
         _print_table([(row.key, row.value, row.place, row.place == "default") for row in explained])
     else:
@@ -299,7 +306,8 @@ def _explain_model(config: Config, name: str, key: str | None) -> int:
         if row is None:
             hint = did_you_mean(key, [row.key for row in explained])
             raise ConfigurationError(f"There is no key {key} in the model config.", hint=hint)
-        _say(f"{row.key} = {row.value}\n{row.doc}\n  from: {row.place}".replace("`", ""))
+        doc = next(each.doc for each in rows(ModelConfig).values() if each.key == key)
+        _say(f"{row.key} = {row.value}\n{doc}\n  from: {row.place}".replace("`", ""))
     for warning in warnings:
         _complain(warning)
     return 0
@@ -378,6 +386,7 @@ def _mariner_parser() -> argparse.ArgumentParser:
     explain = config.add_parser("explain", help="Print values and where they come from.", allow_abbrev=False)
     explain.add_argument("key", nargs="?", help="Explain this setting only, or this key of the model config.")
     explain.add_argument("--model", metavar="NAME", help="Explain what this model of the model store runs with.")
+    explain.add_argument("--running", action="store_true", help="With --model: ask the server that runs.")
     explain.set_defaults(run=_config_explain)
     _add_flags(explain, SETTINGS.values())
     docs = config.add_parser("docs", help="Print the reference page in Markdown.")
