@@ -290,7 +290,7 @@ class Config:
     )  # fmt: skip
     workflow_store: Path | None = setting(
         None, inert=True, same_as="model_store", flag=Flag(("--workflow-store",), "DIR"),
-        doc="Directory of workflow archives.",
+        doc="Directory of workflow archives. Workflows are not served.",
     )  # fmt: skip
     load_models: tuple[str, ...] = setting(
         (), flag=Flag(("--models",), "MODEL", many=True),
@@ -375,7 +375,7 @@ class Config:
     )
     initial_worker_port: int = setting(9000, minimum=0, doc="Id of the first worker; ids only grow.")
     initial_distribution_port: int = setting(
-        29500, inert=True, minimum=0, doc="Id of the first worker that runs on several devices."
+        29500, inert=True, minimum=0, doc="Id of the first worker with a process per device. There are none yet."
     )
     debug: bool = setting(
         False,
@@ -433,11 +433,15 @@ class Config:
     cpu_launcher_enable: bool = setting(
         False, inert=True,
         doc="Starts workers through `torch.backends.xeon.run_cpu`. Workers start without it, as they do in TorchServe "
-        "where it is missing.",
+        "where it is missing: the process it starts would have no connection to the server. They share the processors "
+        "evenly instead.",
     )  # fmt: skip
     cpu_launcher_args: str | None = setting(None, inert=True, doc="Arguments of that launcher.")
     cpp_log_config: Path | None = setting(
-        None, inert=True, flag=Flag(("--cpp-log-config",), "FILE"), doc="Logging of C++ workers."
+        None,
+        inert=True,
+        flag=Flag(("--cpp-log-config",), "FILE"),
+        doc="Logging of C++ workers, which do not exist here.",
     )
     ts_header_key_sequence_id: str = setting(
         "ts_request_sequence_id", inert=True, env="TS_HEADER_KEY_SEQUENCE_ID",
