@@ -7,6 +7,7 @@ cancellation of a task that may hold jobs.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import math
 import time
@@ -17,6 +18,7 @@ from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
 from mariner.recipe import Recipe
+from mariner.recycling import Recycler
 from mariner.worker import Clock, Death, Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
@@ -71,6 +73,7 @@ class WorkerPool:
         self._keepers: dict[Worker, asyncio.Task[None]] = {}
         self._recoveries: dict[Worker, Recovery] = {}
         self._settled: dict[Worker, asyncio.Future[None]] = {}  # done at the first success or failure
+        self._recycler: asyncio.Task[None] | None = None
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -169,6 +172,10 @@ class WorkerPool:
         while len(self.workers) > max_workers:
             self._remove(self.workers[-1])
         self._note_readiness()
+        if self.recipe.limits and self._recycler is None:
+            recycler = Recycler(self, self.recipe.limits, sleep=self._sleep)
+            self._recycler = asyncio.create_task(recycler.run(), name=f"recycler of {self.recipe.model}")
+            self._recycler.add_done_callback(self._keeper_ended)
 
     async def settle(self) -> None:
         """Waits until each worker has loaded.
@@ -182,7 +189,28 @@ class WorkerPool:
             for future in done:
                 future.result()
 
-    def _add(self) -> None:
+    async def replace(self, old: Worker, *, beside: bool) -> Worker:
+        """Gives the place of a worker to a new one; see :class:`mariner.recycling.Replaceable`."""
+        new = self._add(after=None if beside else self._keepers[old])
+        settled = self._settled[new]
+        if beside:
+            await asyncio.wait({settled})
+            if settled.exception() is not None and new in self.workers:
+                self._remove(new)
+        if old in self.workers and new in self.workers:
+            # It runs on the same device; what was assigned to it is given back by the other.
+            gpu, spare = old.load.gpu_id, new.load.gpu_id
+            old.load = dataclasses.replace(old.load, gpu_id=spare)
+            new.load = dataclasses.replace(new.load, gpu_id=gpu)
+            self._remove(old)
+        while len(self.workers) < self.min_workers:  # somebody scaled it meanwhile
+            self._add()
+        await asyncio.wait({settled})
+        settled.result()
+        return new
+
+    def _add(self, *, after: asyncio.Task[None] | None = None) -> Worker:
+        """Starts a worker, at once or when another one has gone."""
         id_ = self.recipe.next_id()
         worker = Worker(
             id_,
@@ -200,8 +228,9 @@ class WorkerPool:
         self._recoveries[worker] = Recovery(self.recipe.retry_window)
         self._settled[worker] = asyncio.get_running_loop().create_future()
         self._settled[worker].add_done_callback(lambda future: future.exception())  # nobody needs to ask
-        self._keepers[worker] = asyncio.create_task(self._keep(worker), name=worker.spec.name)
+        self._keepers[worker] = asyncio.create_task(self._keep(worker, after), name=worker.spec.name)
         self._keepers[worker].add_done_callback(self._keeper_ended)
+        return worker
 
     def _remove(self, worker: Worker) -> None:
         """Lets a worker finish what it has and go."""
@@ -226,8 +255,10 @@ class WorkerPool:
 
     # -- keeping alive ------------------------------------------------------------------------------------------------
 
-    async def _keep(self, worker: Worker) -> None:
+    async def _keep(self, worker: Worker, after: asyncio.Task[None] | None) -> None:
         """The life of one worker: start, serve until it dies, start again while recovery allows."""
+        if after is not None:
+            await asyncio.wait({after})
         recovery = self._recoveries[worker]
         while True:
             try:
@@ -412,6 +443,8 @@ class WorkerPool:
             Whether everything was answered within ``timeout`` seconds; the rest is refused.
         """
         self.draining = True
+        if self._recycler is not None:
+            self._recycler.cancel()
         overdue = self._clock.call_at(self._clock.time() + timeout, self._give_up_draining)
         while self.queue or self.in_flight:
             self._progressed.clear()

@@ -11,6 +11,7 @@ from mariner.archive.read import Archive
 from mariner.config import SETTINGS, Config, MetricsMode
 from mariner.engines import THREAD_VARIABLES, WorkerSpec
 from mariner.model_settings import ModelSettings
+from mariner.recycling import Limits
 from ts.wire import Load
 
 __all__ = ["Recipe", "make_recipe", "worker_environment"]
@@ -34,6 +35,7 @@ class Recipe:
         retry_window: seconds during which loading may fail.
         overlap: most requests that a worker runs side by side; 0 if it runs one batch after the other.
         job_ticket: a request is taken only if a worker is idle.
+        limits: beyond which a worker is replaced.
     """
 
     model: str
@@ -46,6 +48,7 @@ class Recipe:
     retry_window: float
     overlap: int = 0
     job_ticket: bool = False
+    limits: Limits = Limits()  # noqa: RUF009 - frozen
 
 
 def make_recipe(
@@ -113,6 +116,7 @@ def make_recipe(
         retry_window=settings.retry_window,
         overlap=settings.overlap,
         job_ticket=settings.job_ticket,
+        limits=Limits(settings.max_requests_per_worker, settings.max_worker_memory_mb << 20),
     )
 
 

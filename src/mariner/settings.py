@@ -373,6 +373,12 @@ class Config:
     warm_start: bool = setting(
         True, ours=True, doc="Forks workers that use PyTorch from a process that has imported it already."
     )
+    max_requests_per_worker: int = setting(
+        0, ours=True, minimum=0, doc="Requests after which a worker is replaced, without losing one; 0 for never."
+    )
+    max_worker_memory_mb: int = setting(
+        0, ours=True, unit="MiB", minimum=0, doc="Resident memory beyond which a worker is replaced; 0 for never."
+    )
     initial_worker_port: int = setting(9000, minimum=0, doc="Id of the first worker; ids only grow.")
     initial_distribution_port: int = setting(
         29500, inert=True, minimum=0, doc="Id of the first worker with a process per device. There are none yet."

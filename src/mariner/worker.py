@@ -177,6 +177,11 @@ class Worker:
         return len(self._jobs)
 
     @property
+    def served(self) -> int:
+        """Jobs that the process has got since it was started."""
+        return self._last_job
+
+    @property
     def idle(self) -> bool:
         """Ready and without work."""
         return self.state is State.READY and not self._batches
