@@ -88,6 +88,7 @@ class ModelSettings:
         warm_start: its workers fork from a process that has imported PyTorch, where they use it.
         overlap: most requests that a worker runs side by side (``asyncCommunication``); 0 if it runs batches one after
             the other. Such workers get single requests.
+        shared_weights: its workers on the CPU have their weights in one file.
         max_requests_per_worker: requests after which a worker is replaced; 0 for never.
         max_worker_memory_mb: MiB beyond which it is; 0 for never.
         config: the whole model YAML, for what is passed through.
@@ -107,6 +108,7 @@ class ModelSettings:
     isolate_batch_errors: bool
     warm_start: bool
     overlap: int
+    shared_weights: bool
     max_requests_per_worker: int
     max_worker_memory_mb: int
     config: ModelConfig
@@ -225,6 +227,7 @@ def choose(
         "job_ticket": _first(model(yaml.use_job_ticket), Choice(False, "default")),
         "isolate_batch_errors": isolate,
         "warm_start": _first(model(yaml.warm_start), server("warm_start")),
+        "shared_weights": _first(model(yaml.shared_weights), server("shared_weights")),
         "max_requests_per_worker": _first(model(yaml.max_requests_per_worker), server("max_requests_per_worker")),
         "max_worker_memory_mb": _first(model(yaml.max_worker_memory_mb), server("max_worker_memory_mb")),
         "overlap": queue_size._replace(value=queue_size.value if yaml.async_communication else 0),

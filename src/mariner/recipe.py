@@ -97,6 +97,7 @@ def make_recipe(
             poll_seconds=config.worker_poll_time if spare_processors else 0.0,
             isolate_batch_errors=settings.isolate_batch_errors,
             async_communication=settings.overlap > 0,
+            shared_weights=str(archive.holder / "weights") if settings.shared_weights else "",
             every_metric=config.metrics_mode is not MetricsMode.PROMETHEUS,
         )
 

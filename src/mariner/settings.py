@@ -373,6 +373,9 @@ class Config:
     warm_start: bool = setting(
         True, ours=True, doc="Forks workers that use PyTorch from a process that has imported it already."
     )
+    shared_weights: bool = setting(
+        False, ours=True, doc="The workers of a model, on the CPU, have one copy of its weights together."
+    )
     max_requests_per_worker: int = setting(
         0, ours=True, minimum=0, doc="Requests after which a worker is replaced, without losing one; 0 for never."
     )

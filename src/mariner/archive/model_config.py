@@ -274,6 +274,11 @@ class ModelConfig:
     autoscale: bool | None = _row(
         "autoscale", _SWITCH, "Workers come and go between `minWorkers` and `maxWorkers`.", ours=True, inert=True
     )
+    shared_weights: bool | None = _row(
+        "sharedWeights", _SWITCH,
+        "Workers on the CPU have one copy of the weights: those of the networks that the handler holds as attributes.",
+        default="`shared_weights`", ours=True,
+    )  # fmt: skip
     max_requests_per_worker: int | None = _row(
         "maxRequestsPerWorker", _raised_to(0),
         "Requests after which a worker is replaced, looked at each second; 0 for never. No request is lost by it.",
