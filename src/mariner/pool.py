@@ -7,7 +7,6 @@ cancellation of a task that may hold jobs.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 import logging
 import math
 import time
@@ -18,7 +17,7 @@ from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
 from mariner.recipe import Recipe
-from mariner.recycling import Recycler
+from mariner.recycling import Places, Recycler
 from mariner.worker import Clock, Death, Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
@@ -167,13 +166,13 @@ class WorkerPool:
         self.min_workers, self.max_workers = min_workers, max_workers
         for worker in [worker for worker in self.workers if worker.state is State.BROKEN]:
             self._remove(worker)
-        while len(self.workers) < min_workers:
-            self._add()
+        self._fill()
         while len(self.workers) > max_workers:
             self._remove(self.workers[-1])
         self._note_readiness()
         if self.recipe.limits and self._recycler is None:
-            recycler = Recycler(self, self.recipe.limits, sleep=self._sleep)
+            places = Places(self.workers, self._add, self._remove, self._fill, self._settled)
+            recycler = Recycler(places, self.recipe.limits, sleep=self._sleep)
             self._recycler = asyncio.create_task(recycler.run(), name=f"recycler of {self.recipe.model}")
             self._recycler.add_done_callback(self._keeper_ended)
 
@@ -189,27 +188,11 @@ class WorkerPool:
             for future in done:
                 future.result()
 
-    async def replace(self, old: Worker, *, beside: bool) -> Worker:
-        """Gives the place of a worker to a new one; see :class:`mariner.recycling.Replaceable`."""
-        new = self._add(after=None if beside else self._keepers[old])
-        settled = self._settled[new]
-        if beside:
-            await asyncio.wait({settled})
-            if settled.exception() is not None and new in self.workers:
-                self._remove(new)
-        if old in self.workers and new in self.workers:
-            # It runs on the same device; what was assigned to it is given back by the other.
-            gpu, spare = old.load.gpu_id, new.load.gpu_id
-            old.load = dataclasses.replace(old.load, gpu_id=spare)
-            new.load = dataclasses.replace(new.load, gpu_id=gpu)
-            self._remove(old)
-        while len(self.workers) < self.min_workers:  # somebody scaled it meanwhile
+    def _fill(self) -> None:
+        while len(self.workers) < self.min_workers:
             self._add()
-        await asyncio.wait({settled})
-        settled.result()
-        return new
 
-    def _add(self, *, after: asyncio.Task[None] | None = None) -> Worker:
+    def _add(self, after: Worker | None = None) -> Worker:
         """Starts a worker, at once or when another one has gone."""
         id_ = self.recipe.next_id()
         worker = Worker(
@@ -228,7 +211,8 @@ class WorkerPool:
         self._recoveries[worker] = Recovery(self.recipe.retry_window)
         self._settled[worker] = asyncio.get_running_loop().create_future()
         self._settled[worker].add_done_callback(lambda future: future.exception())  # nobody needs to ask
-        self._keepers[worker] = asyncio.create_task(self._keep(worker, after), name=worker.spec.name)
+        predecessor = None if after is None else self._keepers[after]
+        self._keepers[worker] = asyncio.create_task(self._keep(worker, predecessor), name=worker.spec.name)
         self._keepers[worker].add_done_callback(self._keeper_ended)
         return worker
 
@@ -255,10 +239,10 @@ class WorkerPool:
 
     # -- keeping alive ------------------------------------------------------------------------------------------------
 
-    async def _keep(self, worker: Worker, after: asyncio.Task[None] | None) -> None:
+    async def _keep(self, worker: Worker, predecessor: asyncio.Task[None] | None) -> None:
         """The life of one worker: start, serve until it dies, start again while recovery allows."""
-        if after is not None:
-            await asyncio.wait({after})
+        if predecessor is not None:
+            await asyncio.wait({predecessor})
         recovery = self._recoveries[worker]
         while True:
             try:

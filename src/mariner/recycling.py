@@ -5,17 +5,18 @@ Limits bound what handlers leak. They are looked at now and then and not for eac
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from mariner.errors import WorkerStartFailed
 from mariner.lifecycle import State
 from mariner.memory import available_memory, resident_memory
 from mariner.worker import Worker
 
-__all__ = ["Limits", "Recycler", "Replaceable"]
+__all__ = ["Limits", "Places", "Recycler"]
 
 log = logging.getLogger(__name__)
 
@@ -49,12 +50,22 @@ class Limits:
         return ""
 
 
-class Replaceable(Protocol):
-    """The pool as recycling sees it."""
+class Places(NamedTuple):
+    """The workers of a pool, as far as they can be replaced.
 
-    @property
-    def workers(self) -> Sequence[Worker]:
-        """Those that are not going."""
+    Attributes:
+        workers: those that are not going.
+        add: starts one more, at once or when the given one has gone.
+        remove: lets one finish what it has and go.
+        fill: starts as many as the pool was told to have.
+        settled: of each worker, done when it has loaded or failed to.
+    """
+
+    workers: Sequence[Worker]
+    add: Callable[[Worker | None], Worker]
+    remove: Callable[[Worker], None]
+    fill: Callable[[], None]
+    settled: Mapping[Worker, asyncio.Future[None]]
 
     async def replace(self, old: Worker, *, beside: bool) -> Worker:
         """Gives the place of a worker to a new one, which loads before the other goes or, without ``beside``, after.
@@ -65,13 +76,28 @@ class Replaceable(Protocol):
         Raises:
             WorkerStartFailed: the new one cannot load; the old one stays if it has not gone.
         """
+        new = self.add(None if beside else old)
+        settled = self.settled[new]
+        if beside:
+            await asyncio.wait({settled})
+            if settled.exception() is not None and new in self.workers:
+                self.remove(new)
+        if old in self.workers and new in self.workers:
+            # It runs on the same device; what was assigned to it is given back by the other.
+            gpu, spare = old.load.gpu_id, new.load.gpu_id
+            old.load, new.load = replace(old.load, gpu_id=spare), replace(new.load, gpu_id=gpu)
+            self.remove(old)
+        self.fill()  # somebody may have scaled the pool meanwhile
+        await asyncio.wait({settled})
+        settled.result()
+        return new
 
 
 class Recycler:
     """Watches the workers of a pool.
 
     Args:
-        pool: whose workers they are.
+        places: theirs.
         limits: which of them to replace.
         sleep: waits so many seconds.
         memory: bytes of a process.
@@ -80,14 +106,14 @@ class Recycler:
 
     def __init__(
         self,
-        pool: Replaceable,
+        places: Places,
         limits: Limits,
         *,
         sleep: Callable[[float], Awaitable[None]],
         memory: Callable[[int], int] = resident_memory,
         room: Callable[[], int] = available_memory,
     ) -> None:
-        self._pool = pool
+        self._places = places
         self._limits = limits
         self._sleep = sleep
         self._memory = memory
@@ -98,8 +124,8 @@ class Recycler:
         """Replaces workers until it is cancelled."""
         while True:
             await self._sleep(INTERVAL)
-            for worker in list(self._pool.workers):
-                if worker.state is State.READY and worker in self._pool.workers and (why := self._why(worker)):
+            for worker in list(self._places.workers):
+                if worker.state is State.READY and worker in self._places.workers and (why := self._why(worker)):
                     await self._replace(worker, why)
 
     def _why(self, worker: Worker) -> str:
@@ -111,7 +137,7 @@ class Recycler:
         beside = worker.load.gpu_id is None and self._memory(worker.pid) < self._room()
         log.info("%s is replaced%s: %s.", worker.spec.name, "" if beside else " once it has gone", why)
         try:
-            new = await self._pool.replace(worker, beside=beside)
+            new = await self._places.replace(worker, beside=beside)
         except WorkerStartFailed as error:
             goes_on = "it goes on" if beside else "it has gone; what waits is kept meanwhile"
             log.warning("%s: its replacement could not load, %s. %s", worker.spec.name, goes_on, error.hint)

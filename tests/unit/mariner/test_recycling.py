@@ -16,7 +16,7 @@ from mariner.engines import WorkerSpec
 from mariner.memory import available_memory, resident_memory
 from mariner.pool import WorkerPool
 from mariner.recipe import Recipe
-from mariner.recycling import Limits, Recycler
+from mariner.recycling import Limits, Places, Recycler
 from mariner.testing import FakeClock, FakeEngine, settle
 from ts.wire import Load
 
@@ -47,8 +47,10 @@ class Recycled(Scene):
 
     def watch(self, limits: Limits, *, room: int = PLENTY) -> None:
         self.memory: dict[int, int] = {}
+        pool = self.pool
+        places = Places(pool.workers, pool._add, pool._remove, pool._fill, pool._settled)
         recycler = Recycler(
-            self.pool, limits, sleep=self.pool._sleep, memory=lambda pid: self.memory.get(pid, MIB), room=lambda: room
+            places, limits, sleep=self.pool._sleep, memory=lambda pid: self.memory.get(pid, MIB), room=lambda: room
         )
         self.watching = asyncio.create_task(recycler.run())
 
