@@ -202,6 +202,8 @@ class Worker:
         Raises:
             Death: it did not come so far.
         """
+        if self.stopping:
+            raise Death("it was no longer wanted", loaded=False)
         self._reset()
         self.started_at = self._clock.time()
         self._timer = self._clock.call_at(self.started_at + SPAWN_TIMEOUT, self._too_slow_to_start)

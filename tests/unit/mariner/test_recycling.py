@@ -178,6 +178,21 @@ async def test_where_memory_is_short_the_new_worker_waits_for_the_end_of_the_old
     assert "W-1-m_1.0 is replaced once it has gone: it has got 1 requests (maxRequestsPerWorker: 1)." in caplog.messages
 
 
+async def test_a_worker_that_waits_for_the_end_of_another_is_not_started_for_a_pool_that_ends(scene: Make) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    s.watch(Limits(requests=1), room=MIB)
+    s.put("a")
+    await settle()
+    await s.clock.advance(1.0)
+    ending = asyncio.create_task(s.pool.drain(100.0))
+    await settle()
+    s.engine.processes[0].reply(s.engine.processes[0].batches[0], b"a")
+    assert await ending
+    assert s.bodies("a") == [b"a"]
+    assert len(s.engine.processes) == 1
+
+
 async def test_on_a_gpu_the_new_worker_takes_the_place_of_the_old(scene: Make) -> None:
     s = scene(gpu=5)
     s.pool.scale(1, 1)
