@@ -25,14 +25,16 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from mariner.config import Config
 from mariner.errors import BadRequest, ConfigurationError, InternalError, InvalidKey, NotFound
 
-__all__ = ["Access", "Key", "KeyType", "Keys", "Listener", "TokenMode", "keys_needed", "open_access"]
+__all__ = ["Access", "Key", "KeyType", "Keys", "Listener", "TokenMode", "keys_needed", "open_access", "read_given_keys"]
 
 logger = logging.getLogger(__name__)
 
 KEY_BYTES = 24  # 192 bits; 32 characters of URL-safe base64
 DEFAULT_LIFETIME = 3600.0  # seconds; TorchServe's default of token_expiration_min, for mode ``on``
+_MAX_KEY_FILE = 4096  # bytes; a head of a request must have room for the key and more
 _NEVER = "9999-12-31T23:59:59.999999Z"  # readers of the file expect a time, so "never" is the last one there is
 
 _BEARER = re.compile(r"Bearer\s+(\S+)")
@@ -85,6 +87,7 @@ class Keys:
         path: the key file.
         lifetime: seconds until the inference and management keys expire; infinity for never.
         given: keys from the environment or a mounted secret instead of random ones.
+        given_lifetime: seconds until those expire; they belong to the operator, so never if nobody says so.
         clock: the time in seconds since the epoch.
 
     Raises:
@@ -97,10 +100,12 @@ class Keys:
         *,
         lifetime: float = DEFAULT_LIFETIME,
         given: Mapping[KeyType, str] | None = None,
+        given_lifetime: float = math.inf,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self.path = path
         self._lifetime = lifetime
+        self._given_lifetime = given_lifetime
         self._clock = clock
         self._warned: set[Key] = set()
         given = given or {}
@@ -142,7 +147,8 @@ class Keys:
                 self.path.unlink()
 
     def _make(self, type_: KeyType, text: str | None = None) -> Key:
-        expires = math.inf if type_ is KeyType.API else self._clock() + self._lifetime
+        lifetime = self._lifetime if text is None else self._given_lifetime
+        expires = math.inf if type_ is KeyType.API else self._clock() + lifetime
         return Key(text or secrets.token_urlsafe(KEY_BYTES), expires, given=text is not None)
 
     def _format(self, keys: Mapping[KeyType, Key]) -> str:
@@ -357,12 +363,18 @@ def open_access(
     """
     keys = None
     if keys_needed(mode, management_host) or (given and mode is not TokenMode.OFF):
+        given_lifetime = math.inf if lifetime is None else lifetime
         if lifetime is None:
             lifetime = DEFAULT_LIFETIME if mode is TokenMode.ON else math.inf
-        keys = Keys(key_file, lifetime=lifetime, given=given, clock=clock)
+        keys = Keys(key_file, lifetime=lifetime, given=given, given_lifetime=given_lifetime, clock=clock)
         calls = "Inference and management calls" if mode is TokenMode.ON else "Management calls from other machines"
-        logger.info("%s need a key: see %s.", calls, key_file)
-    elif mode is TokenMode.OFF and not _is_local_host(management_host):
+        but = f" The {' and the '.join(type_.value for type_ in given)} key was given." if given else ""
+        logger.info("%s need a key: see %s.%s", calls, key_file, but)
+        if mode is TokenMode.AUTO and KeyType.INFERENCE in (given or {}):
+            logger.warning("The inference key is asked of nobody: predictions need one with token_authorization=on.")
+    elif given:
+        logger.warning("Keys were given, but token authorization is off: nobody needs one.")
+    if mode is TokenMode.OFF and not _is_local_host(management_host):
         logger.warning(
             "Token authorization is off and the management API listens on %s: whoever reaches it may manage models.",
             management_host,
@@ -370,6 +382,43 @@ def open_access(
     if management_host != "unix":
         names = [management_host, *names]
     return Access(mode, keys, names=[*names], origins=[*origins], model_api=model_api)
+
+
+def read_given_keys(settings: Config) -> dict[KeyType, str]:
+    """The keys that the operator gives, from settings or from the files that settings name.
+
+    Raises:
+        ConfigurationError: a file cannot be read or holds no key, or a key is given twice.
+    """
+    given = {}
+    for type_, text, path in (
+        (KeyType.MANAGEMENT, settings.management_key, settings.management_key_file),
+        (KeyType.INFERENCE, settings.inference_key, settings.inference_key_file),
+    ):
+        name = f"{type_.value}_key"
+        if text is not None and path is not None:
+            raise ConfigurationError(
+                f"{name} ({settings.origin(name)}) and {name}_file ({settings.origin(f'{name}_file')}) are both set.",
+                hint="Keep one of them.",
+            )
+        if path is not None:
+            given[type_] = _read_key(f"{name}_file={path} ({settings.origin(f'{name}_file')})", path)
+        elif text is not None:
+            given[type_] = text
+    return given
+
+
+def _read_key(name: str, path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            text = file.read(_MAX_KEY_FILE + 1).decode("ascii").strip()
+    except OSError as error:
+        raise ConfigurationError(f"{name} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError:
+        text = ""
+    if not text or len(text) > _MAX_KEY_FILE:
+        raise ConfigurationError(f"{name} holds no key.", hint="Write the key into it, as text, and nothing else.")
+    return text
 
 
 def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -55,7 +55,7 @@ def torchserve(argv: Sequence[str] | None = None) -> int:  # noqa: PLR0911 - one
         return 0
     if options.stop:
         timeout = _STOP_WAIT if options.foreground else _drain_timeout(flags) + _STOP_SLACK
-        return stop(pid_file, timeout=timeout, quiet=options.foreground, say=_say)
+        return stop(pid_file, timeout=timeout, quiet=options.foreground, say=_say, complain=_complain)
     if pid_file.server() is not None:
         _say(ALREADY_RUNNING)
         return 1
@@ -280,7 +280,9 @@ def _metrics_docs(_options: argparse.Namespace) -> int:
 def _config_explain(options: argparse.Namespace) -> int:
     config = load_config(_flags(options), os.environ, Path.cwd())
     if options.model is not None:
-        return _explain_model(config, options.model, options.key)
+        return _explain_model(config, options.model, options.key, running=options.running)
+    if options.running:
+        raise ConfigurationError("--running goes with --model.", hint="The server's own settings change by no call.")
     if options.key is not None:
         setting = find_setting(options.key)
         if setting is None:
@@ -293,12 +295,17 @@ def _config_explain(options: argparse.Namespace) -> int:
     return 0
 
 
-def _explain_model(config: Config, name: str, key: str | None) -> int:
-    from mariner.devices import Accelerators  # noqa: PLC0415 - of no use to the other commands
-    from mariner.explain import explain_model  # noqa: PLC0415 - as above
+def _explain_model(config: Config, name: str, key: str | None, *, running: bool) -> int:
+    from mariner.archive.model_config import ModelConfig, rows  # noqa: PLC0415 - of no use to the other commands
+    from mariner.devices import Accelerators  # noqa: PLC0415 - as above
+    from mariner.explain import explain_model, explain_running  # noqa: PLC0415 - as above
 
-    gpus = Accelerators.detect(os.environ, config.number_of_gpu).count
-    explained, warnings = explain_model(config, name, gpus=gpus)
+    warnings: list[str] = []
+    if running:
+        explained = explain_running(config, name, key_file=Path("key_file.json"))
+    else:
+        gpus = Accelerators.detect(os.environ, config.number_of_gpu).count
+        explained, warnings = explain_model(config, name, gpus=gpus)
     if key is None:
         _print_table([(row.key, row.value, row.place, row.place == "default") for row in explained])
     else:
@@ -306,7 +313,8 @@ def _explain_model(config: Config, name: str, key: str | None) -> int:
         if row is None:
             hint = did_you_mean(key, [row.key for row in explained])
             raise ConfigurationError(f"There is no key {key} in the model config.", hint=hint)
-        _say(f"{row.key} = {row.value}\n{row.doc}\n  from: {row.place}".replace("`", ""))
+        doc = next(each.doc for each in rows(ModelConfig).values() if each.key == key)
+        _say(f"{row.key} = {row.value}\n{doc}\n  from: {row.place}".replace("`", ""))
     for warning in warnings:
         _complain(warning)
     return 0
@@ -337,10 +345,11 @@ def _print_table(rows: Iterable[tuple[str, str, str, bool]]) -> None:
 
 def _explain(config: Config, setting: Setting) -> None:
     default = setting.shown or format_value(setting, setting.default) or "unset"
+    flag = ", ".join(setting.flag.names) if setting.flag else f"{flag_names(setting)[0]} (mariner serve)"
     rows = [
         ("from", str(config.origin(setting.key))),
         ("default", default.replace("`", "")),
-        ("flag", ", ".join(setting.flag.names) if setting.flag else f"{flag_names(setting)[0]} (mariner serve)"),
+        ("flag", "" if setting.confidential else flag),
         ("variable", setting.variable),
         ("with enable_envvars_config", setting.env or ""),
         ("always", setting.always_env or ""),
@@ -384,6 +393,7 @@ def _mariner_parser() -> argparse.ArgumentParser:
     explain = config.add_parser("explain", help="Print values and where they come from.", allow_abbrev=False)
     explain.add_argument("key", nargs="?", help="Explain this setting only, or this key of the model config.")
     explain.add_argument("--model", metavar="NAME", help="Explain what this model of the model store runs with.")
+    explain.add_argument("--running", action="store_true", help="With --model: ask the server that runs.")
     explain.set_defaults(run=_config_explain)
     _add_flags(explain, SETTINGS.values())
     docs = config.add_parser("docs", help="Print the reference page in Markdown.")
@@ -402,6 +412,8 @@ def _add_flags(parser: argparse.ArgumentParser, settings: Iterable[Setting]) -> 
     """A flag per setting; the key is where :func:`_flags` looks for it."""
     for setting in settings:
         flag = setting.flag
+        if setting.confidential:
+            continue
         if flag is None and (setting.java_only or setting.derived or setting.type == dict[str, Any]):
             continue  # JSON belongs into a file
         text = (flag.help if flag is not None and flag.help else setting.doc).replace("%", "%%").replace("`", "")

@@ -106,8 +106,15 @@ def load_config(flags: Mapping[str, str], environ: Mapping[str, str], cwd: Path)
     _check_temp_dir(values["temp_dir"], found.get("temp_dir"))
     if path_origin == _NEWEST_SNAPSHOT:
         warnings += _about_snapshot(path, cwd)
+    as_written = _as_written(found, values, written)
+    if values.get("config_snapshots", True):
+        warnings += [
+            f"{key} ({text.origin}) is left out of snapshots: a start from one makes a new key. {key}_file keeps it."
+            for key, text in found.items()
+            if SETTINGS[key].confidential and text.origin.source is Source.FILE and key not in as_written
+        ]
     return Config(
-        as_written=_as_written(found, values, written) | unknown,
+        as_written=as_written | unknown,
         origins={key: text.origin for key, text in found.items()},
         warnings=(*warnings, *_without_effect(found)),
         unknown=unknown,
@@ -165,7 +172,10 @@ def _as_written(
         if setting.derived or text.origin.source not in (Source.FILE, Source.FLAG):
             continue
         original = next((written[name].value for name in (key, *setting.aliases) if name in written), text.text)
-        verbatim = setting.secret or (text.origin.source is Source.FILE and _PLACEHOLDER.search(original))
+        placeholder = text.origin.source is Source.FILE and _PLACEHOLDER.search(original)
+        if setting.confidential and not placeholder:
+            continue
+        verbatim = setting.secret or placeholder
         texts[key] = original if verbatim or key not in values else format_value(setting, values[key])
     return texts
 

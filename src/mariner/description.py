@@ -12,12 +12,11 @@ from pathlib import PurePosixPath
 from types import MappingProxyType
 from typing import Any
 
-import psutil
-
 from mariner.archive.manifest import Manifest
 from mariner.errors import InternalError, MarinerError
 from mariner.jobs import Job, Outcome, Request, pack_headers
 from mariner.lifecycle import State
+from mariner.memory import resident_memory
 from mariner.registry import ModelVersion
 from mariner.worker import Clock, Worker
 
@@ -82,19 +81,12 @@ def _describe_worker(worker: Worker, clock: Clock, gpu_usage: Mapping[int, str])
         "id": str(worker.id),
         "startTime": started.strftime("%Y-%m-%dT%H:%M:%S.") + f"{started.microsecond // 1000:03d}Z",
         "status": "READY" if worker.state is State.READY else "UNLOADING",
-        "memoryUsage": _resident_bytes(worker.pid),
+        "memoryUsage": resident_memory(worker.pid),
         "pid": worker.pid,
         "gpu": gpu is not None,
         "gpuUsage": "N/A" if gpu is None else gpu_usage.get(gpu, f"gpuId::{gpu}"),
         "state": worker.state.value,  # ours: TorchServe's status knows only two
     }
-
-
-def _resident_bytes(pid: int) -> int:
-    try:
-        return int(psutil.Process(pid).memory_info().rss) if pid else 0
-    except psutil.Error:
-        return 0
 
 
 async def ask_for_metadata(version: ModelVersion, clock: Clock) -> dict[str, Any]:

@@ -29,6 +29,7 @@ __all__ = [
     "DeviceAssigner",
     "Reading",
     "Vendor",
+    "control_groups",
     "cpu_quota",
     "read_gpu_usage",
     "read_system",
@@ -73,7 +74,7 @@ def _usable_cpus() -> int:
 
 def _cpu_limits(cgroups: Path, membership: Path) -> Iterator[tuple[Path, float]]:
     """Control groups around this process that limit processor time, and to how many processors, innermost first."""
-    for group, root in _cpu_groups(cgroups, membership):
+    for group, root in control_groups("cpu", cgroups, membership):
         for place in (group, *group.parents):
             limit = _parse_quota(
                 _read(place / "cpu.max") or f"{_read(place / 'cpu.cfs_quota_us')} {_read(place / 'cpu.cfs_period_us')}"
@@ -84,13 +85,21 @@ def _cpu_limits(cgroups: Path, membership: Path) -> Iterator[tuple[Path, float]]
                 break
 
 
-def _cpu_groups(cgroups: Path, membership: Path) -> Iterator[tuple[Path, Path]]:
-    """This process's group and the root of its hierarchy, for version 2 and, where mounted, version 1."""
+def control_groups(
+    controller: str, cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP
+) -> Iterator[tuple[Path, Path]]:
+    """This process's group and the root of its hierarchy, for version 2 and, where mounted, version 1.
+
+    Args:
+        controller: of version 1, such as ``cpu``.
+        cgroups: where control groups are mounted.
+        membership: the file that names this process's groups.
+    """
     for line in _read(membership).splitlines():
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and "cpu" not in controllers.split(","):
+        if controllers and controller not in controllers.split(","):
             continue
-        for root in (cgroups / controllers, cgroups / "cpu") if controllers else (cgroups, cgroups / "unified"):
+        for root in (cgroups / controllers, cgroups / controller) if controllers else (cgroups, cgroups / "unified"):
             if root.is_dir():
                 # Inside a container the path may be the host's while the mount is the container's: then the root
                 # itself is the group, and the missing directories below it say nothing.

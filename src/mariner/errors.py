@@ -49,7 +49,6 @@ __all__ = [
     "QueueFull",
     "RequestTimeout",
     "ServiceUnavailable",
-    "UnregisterTimeout",
     "VersionNotFound",
     "WorkerDied",
     "WorkerStartFailed",
@@ -180,14 +179,6 @@ class RequestTimeout(MarinerError):
     status = 408
     wire_name = "RequestTimeoutException"
     reason = "deadline_exceeded"
-
-
-class UnregisterTimeout(MarinerError):
-    """Workers did not go in time; the call may be repeated."""
-
-    status = 408
-    wire_name = "RequestTimeoutException"
-    reason = "unregister_timeout"
 
 
 class ServiceUnavailable(MarinerError):

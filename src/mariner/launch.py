@@ -45,9 +45,12 @@ class PidFile:
 
     def remove_orphan(self) -> bool:
         """Removes the file if the process it names is gone; true if it did."""
-        if not self.path.is_file() or self._process() is not None:
+        if not self.path.is_file():
             return False
-        self.remove()
+        with self._locked():  # else a server that starts now could lose the record it has just made
+            if not self.path.is_file() or self._process() is not None:
+                return False
+            self.remove()
         return True
 
     @contextlib.contextmanager
@@ -57,6 +60,14 @@ class PidFile:
         Raises:
             ConfigurationError: a server runs already.
         """
+        with self._locked():
+            if self.server() is not None:
+                raise ConfigurationError(ALREADY_RUNNING)
+            yield
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Holds off every other command that looks at the record in order to change it."""
         with contextlib.ExitStack() as held:
             # A lock of the directory leaves no file behind, and none is left when its holder is killed. Where the
             # file system has no such locks, two starts at the same instant are not told apart.
@@ -64,8 +75,6 @@ class PidFile:
                 directory = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
                 held.callback(os.close, directory)
                 fcntl.flock(directory, fcntl.LOCK_EX)
-            if self.server() is not None:
-                raise ConfigurationError(ALREADY_RUNNING)
             yield
 
     def write(self, pid: int) -> None:
@@ -275,7 +284,7 @@ def _obituary(returncode: int | None) -> str:
 # -- stopping --------------------------------------------------------------------------------------------------------
 
 
-def stop(pid_file: PidFile, *, timeout: float, quiet: bool, say: Say) -> int:
+def stop(pid_file: PidFile, *, timeout: float, quiet: bool, say: Say, complain: Say) -> int:
     """Asks the recorded server to stop and waits until it has.
 
     Args:
@@ -283,6 +292,7 @@ def stop(pid_file: PidFile, *, timeout: float, quiet: bool, say: Say) -> int:
         timeout: seconds to wait for it.
         quiet: says nothing if all goes well.
         say: prints a line.
+        complain: prints a line that is no output of the command.
 
     Returns:
         Exit status; 0 too if nothing runs or the server takes longer.
@@ -307,17 +317,29 @@ def stop(pid_file: PidFile, *, timeout: float, quiet: bool, say: Say) -> int:
         waited = time.monotonic() - begun
         if waited > timeout:
             say("Stopping TorchServe took too long.")
-            say(f"Process {process.pid} still answers requests and ends by itself; kill -9 {process.pid} ends it now.")
+            complain(_what_runs(process))
             return 0
         if waited > 1 and not announced:
             announced = True
             say("Waiting for running requests to end...")
         with contextlib.suppress(psutil.TimeoutExpired):
             process.wait(timeout=_POLL)
-    pid_file.remove()
+    pid_file.remove_orphan()  # and not the record of a server that has been started meanwhile
     if not quiet:
         say("TorchServe has stopped.")
     return 0
+
+
+def _what_runs(server: psutil.Process) -> str:
+    """About a server that takes long to stop: it and its processes, and what to do."""
+    below = []
+    with contextlib.suppress(psutil.Error):
+        below = [str(process.pid) for process in server.children(recursive=True)]
+    others = f", with its process{'es' * (len(below) > 1)} {', '.join(below)}" if below else ""
+    return (
+        f"Process {server.pid} still answers requests{others}. It ends by itself when they are answered or its "
+        f"drain_timeout is over; kill -9 {server.pid} ends it now."
+    )
 
 
 def _is_gone(process: psutil.Process) -> bool:

@@ -23,7 +23,7 @@ from mariner.engines import Engine
 from mariner.errors import BadRequest, InvalidArchive
 from mariner.jobs import Job, Reply, Sample
 from mariner.metrics import Metrics
-from mariner.model_settings import ModelSettings, RegisterOptions, resolve
+from mariner.model_settings import SCALED, Choice, Explained, ModelSettings, RegisterOptions, choose, explain, resolve
 from mariner.pool import PoolObserver, WorkerPool
 from mariner.recipe import make_recipe, worker_environment
 from mariner.registry import ModelVersion
@@ -162,6 +162,20 @@ class ModelLoader:
             options=options,
         )
 
+    def explain(self, version: ModelVersion) -> list[Explained]:
+        """What a version runs with, and which place decided about each value."""
+        chosen = choose(
+            self._config,
+            version.settings.config,
+            version.options,
+            preset=self._config.models.get(version.name, {}).get(version.version, {}),
+            automatic_workers=max(1, self._accelerators.count) if version.loaded_at_startup else None,
+        )
+        if version.scaled:
+            bounds = {"min_workers": version.pool.min_workers, "max_workers": version.pool.max_workers}
+            chosen |= {name: Choice(value, SCALED) for name, value in bounds.items()}
+        return explain(version.settings.config, chosen)
+
     async def remake(self, old: ModelVersion) -> ModelVersion:
         """A version made anew from what the archive of another is now: same name, same wishes, no workers yet.
 
@@ -193,6 +207,7 @@ class ModelLoader:
             version.archive,
             enabled=self._config.install_py_dep_per_model,
             temp_dir=self._config.temp_dir,
+            cache_size=self._config.package_cache_size,
             environment=worker_environment(os.environ, self._config, threads_per_worker(1)),
             cancelled=cancelled,
         )

@@ -22,7 +22,7 @@ from mariner.jobs import Job, Outcome, Reply, Request
 from mariner.lifecycle import Readiness
 from mariner.loading import MAX_WORKERS, ModelLoader
 from mariner.metrics import Metrics
-from mariner.model_settings import RegisterOptions
+from mariner.model_settings import Explained, RegisterOptions
 from mariner.registry import ModelVersion, Registry
 from mariner.snapshot import SnapshotModel
 from mariner.worker import Clock
@@ -221,7 +221,12 @@ class ModelServer:
             log.info("Loading initial models: %s", url)
         await self._load_all(
             [
-                _Wanted(url, RegisterOptions(model_name=name or None), f"Failed to load model: {url}", at_startup=True)
+                _Wanted(
+                    url,
+                    RegisterOptions(model_name=name or None, asked_by="load_models"),
+                    f"Failed to load model: {url}",
+                    at_startup=True,
+                )
                 for name, url in wanted
             ]
         )
@@ -394,11 +399,13 @@ class ModelServer:
             new.pool.scale(new.settings.min_workers, new.settings.max_workers)
         else:
             new.pool.scale(*told)
+            new.scaled = old.scaled
         await new.pool.settle()
         self._require_open()
         self.registry.replace(old, new)
         if (old.pool.min_workers, old.pool.max_workers) != told:  # somebody has scaled it meanwhile
             new.pool.scale(old.pool.min_workers, old.pool.max_workers)
+            new.scaled = old.scaled
         new.pool.take_over(old.pool)
 
     async def scale(
@@ -418,7 +425,8 @@ class ModelServer:
             raise BadRequest("max_worker cannot be less than min_worker.")
         if min_workers > MAX_WORKERS:
             raise BadRequest(f"min_worker cannot be more than {MAX_WORKERS}.")
-        pool = self.registry.get(name, version).pool
+        found = self.registry.get(name, version)
+        pool, found.scaled = found.pool, True
         log.debug("updateModel: %s, count: %d", name, min_workers)
         pool.scale(min_workers, max_workers)
         self.changed()
@@ -477,6 +485,14 @@ class ModelServer:
         if customized and (metadata := await ask_for_metadata(found[0], self._clock)):
             descriptions[0]["customizedMetadata"] = metadata
         return descriptions
+
+    def explain(self, name: str, version: str | None) -> list[Explained]:
+        """What a version runs with, and which place decided about each value.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+        """
+        return self._loader.explain(self.registry.get(name, version))
 
     def worker_pids(self) -> list[int]:
         """The processes of all workers."""

@@ -14,20 +14,32 @@ isolation, start
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Final, NamedTuple
 
-from mariner.archive.model_config import ModelConfig
+from mariner.archive.model_config import ModelConfig, plain, rows
 from mariner.config import Config, Source
 
-__all__ = ["MODEL_CONFIG", "Choice", "ModelSettings", "RegisterOptions", "choose", "resolve"]
+__all__ = [
+    "MODEL_CONFIG",
+    "SCALED",
+    "Choice",
+    "Explained",
+    "ModelSettings",
+    "RegisterOptions",
+    "choose",
+    "explain",
+    "resolve",
+]
 
 DEFAULT_BATCH_DELAY: Final = 0.1  # seconds; TorchServe's default, as are the others
 DEFAULT_RETRY_WINDOW: Final = 300  # seconds
 NO_TIMEOUT: Final = 2**31 - 1  # seconds; what TorchServe has and shows with debug=true
 
 MODEL_CONFIG: Final = "model config"
+API: Final = "API"
+SCALED: Final = "API, scaled"
 _MODELS: Final = "models"
 
 
@@ -38,6 +50,7 @@ class RegisterOptions:
     Attributes:
         sha256: hash of the archive file.
         s3_sse_kms: its download is signed with the server's AWS credentials.
+        asked_by: what to call the place that asks, where it wins.
     """
 
     model_name: str | None = None
@@ -51,6 +64,7 @@ class RegisterOptions:
     worker_bounds: tuple[int, int] | None = None  # exactly these, whatever the archive says
     sha256: str | None = None
     s3_sse_kms: bool = False
+    asked_by: str = field(default=API, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +88,9 @@ class ModelSettings:
         warm_start: its workers fork from a process that has imported PyTorch, where they use it.
         overlap: most requests that a worker runs side by side (``asyncCommunication``); 0 if it runs batches one after
             the other. Such workers get single requests.
+        shared_weights: its workers on the CPU have their weights in one file.
+        max_requests_per_worker: requests after which a worker is replaced; 0 for never.
+        max_worker_memory_mb: MiB beyond which it is; 0 for never.
         config: the whole model YAML, for what is passed through.
     """
 
@@ -91,6 +108,9 @@ class ModelSettings:
     isolate_batch_errors: bool
     warm_start: bool
     overlap: int
+    shared_weights: bool
+    max_requests_per_worker: int
+    max_worker_memory_mb: int
     config: ModelConfig
 
 
@@ -98,6 +118,14 @@ class Choice(NamedTuple):
     """A value, and the place that decided."""
 
     value: Any
+    place: str
+
+
+class Explained(NamedTuple):
+    """A key of the model config, its value as the file would have it, and the place that decided."""
+
+    key: str
+    value: str
     place: str
 
 
@@ -130,7 +158,6 @@ def choose(
     *,
     preset: Mapping[str, Any],
     automatic_workers: int | None,
-    asked_by: str = "the call",
 ) -> dict[str, Choice]:
     """The settings by their names in :class:`ModelSettings`, each with the place that decided.
 
@@ -140,7 +167,6 @@ def choose(
         options: the registration call, or what stands for it.
         preset: as for :func:`resolve`.
         automatic_workers: as for :func:`resolve`.
-        asked_by: what to call the source of the options.
     """
 
     def server(key: str) -> Choice:
@@ -157,9 +183,9 @@ def choose(
         return Choice(value if value is None or scale == 1 else value * scale, f"{_MODELS}, {config.origin('models')}")
 
     def asked(value: Any) -> Choice:
-        return Choice(value, asked_by)
+        return Choice(value, options.asked_by)
 
-    minimum, maximum = _workers(config, yaml, options, preset, automatic_workers, asked_by)
+    minimum, maximum = _workers(config, yaml, options, preset, automatic_workers)
     batch_size = _first(asked(options.batch_size), model(yaml.batch_size), models("batchSize"), Choice(1, "default"))
     if yaml.async_communication:
         batch_size = Choice(1, f"{MODEL_CONFIG}, asyncCommunication")
@@ -201,8 +227,49 @@ def choose(
         "job_ticket": _first(model(yaml.use_job_ticket), Choice(False, "default")),
         "isolate_batch_errors": isolate,
         "warm_start": _first(model(yaml.warm_start), server("warm_start")),
+        "shared_weights": _first(model(yaml.shared_weights), server("shared_weights")),
+        "max_requests_per_worker": _first(model(yaml.max_requests_per_worker), server("max_requests_per_worker")),
+        "max_worker_memory_mb": _first(model(yaml.max_worker_memory_mb), server("max_worker_memory_mb")),
         "overlap": queue_size._replace(value=queue_size.value if yaml.async_communication else 0),
     }
+
+
+# The fields of the settings that are keys of the model config under another name.
+_FIELDS: Final = {
+    "job_queue_size": "queue_size",
+    "max_retry_timeout_in_sec": "retry_window",
+    "client_timeout_in_mills": "client_timeout",
+    "use_job_ticket": "job_ticket",
+}
+_MILLISECONDS: Final = frozenset({"max_batch_delay", "client_timeout_in_mills"})
+
+
+def explain(yaml: ModelConfig, chosen: Mapping[str, Choice]) -> list[Explained]:
+    """Every key of the model config.
+
+    Args:
+        yaml: the archive's model config.
+        chosen: what :func:`choose` made of it and the other places.
+    """
+    explained = []
+    for name, row in rows(ModelConfig).items():
+        choice = chosen.get(_FIELDS.get(name, name))
+        if choice is not None:
+            value = round(choice.value * 1000) if name in _MILLISECONDS else choice.value
+            explained.append(Explained(row.key, _text(value), choice.place))
+        else:
+            value = getattr(yaml, name)
+            place = "default" if value is None else MODEL_CONFIG
+            explained.append(Explained(row.key, _text(value) or row.default.replace("`", "") or "unset", place))
+    return explained
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ", ".join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else plain(value)
 
 
 def _workers(
@@ -211,18 +278,17 @@ def _workers(
     options: RegisterOptions,
     preset: Mapping[str, Any],
     automatic: int | None,
-    asked_by: str,
 ) -> tuple[Choice, Choice]:
     if options.worker_bounds is not None:
         low, high = options.worker_bounds
-        return Choice(low, asked_by), Choice(high, asked_by)
+        return Choice(low, options.asked_by), Choice(high, options.asked_by)
     if yaml.min_workers and yaml.max_workers and yaml.max_workers >= yaml.min_workers:
         return Choice(yaml.min_workers, MODEL_CONFIG), Choice(yaml.max_workers, MODEL_CONFIG)
     origin = config.origin("default_workers_per_model")
     default = config.default_workers_per_model
     server = Choice(default or None, f"default_workers_per_model, {origin}")
     if automatic is None:
-        wanted = _first(Choice(options.initial_workers, asked_by), server, Choice(0, "default"))
+        wanted = _first(Choice(options.initial_workers, options.asked_by), server, Choice(0, "default"))
         wanted = wanted._replace(value=max(0, wanted.value))
         return wanted, wanted
     place = f"{_MODELS}, {config.origin('models')}"

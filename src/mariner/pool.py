@@ -17,6 +17,7 @@ from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
 from mariner.recipe import Recipe
+from mariner.recycling import Places, Recycler
 from mariner.worker import Clock, Death, Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
@@ -71,6 +72,7 @@ class WorkerPool:
         self._keepers: dict[Worker, asyncio.Task[None]] = {}
         self._recoveries: dict[Worker, Recovery] = {}
         self._settled: dict[Worker, asyncio.Future[None]] = {}  # done at the first success or failure
+        self._recycler: asyncio.Task[None] | None = None
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = math.inf
@@ -164,11 +166,15 @@ class WorkerPool:
         self.min_workers, self.max_workers = min_workers, max_workers
         for worker in [worker for worker in self.workers if worker.state is State.BROKEN]:
             self._remove(worker)
-        while len(self.workers) < min_workers:
-            self._add()
+        self._fill()
         while len(self.workers) > max_workers:
             self._remove(self.workers[-1])
         self._note_readiness()
+        if self.recipe.limits and self._recycler is None:
+            places = Places(self.workers, self._add, self._remove, self._fill, self._settled)
+            recycler = Recycler(places, self.recipe.limits, sleep=self._sleep)
+            self._recycler = asyncio.create_task(recycler.run(), name=f"recycler of {self.recipe.model}")
+            self._recycler.add_done_callback(self._keeper_ended)
 
     async def settle(self) -> None:
         """Waits until each worker has loaded.
@@ -182,7 +188,12 @@ class WorkerPool:
             for future in done:
                 future.result()
 
-    def _add(self) -> None:
+    def _fill(self) -> None:
+        while len(self.workers) < self.min_workers:
+            self._add()
+
+    def _add(self, after: Worker | None = None) -> Worker:
+        """Starts a worker, at once or when another one has gone."""
         id_ = self.recipe.next_id()
         worker = Worker(
             id_,
@@ -200,8 +211,10 @@ class WorkerPool:
         self._recoveries[worker] = Recovery(self.recipe.retry_window)
         self._settled[worker] = asyncio.get_running_loop().create_future()
         self._settled[worker].add_done_callback(lambda future: future.exception())  # nobody needs to ask
-        self._keepers[worker] = asyncio.create_task(self._keep(worker), name=worker.spec.name)
+        predecessor = None if after is None else self._keepers[after]
+        self._keepers[worker] = asyncio.create_task(self._keep(worker, predecessor), name=worker.spec.name)
         self._keepers[worker].add_done_callback(self._keeper_ended)
+        return worker
 
     def _remove(self, worker: Worker) -> None:
         """Lets a worker finish what it has and go."""
@@ -226,8 +239,10 @@ class WorkerPool:
 
     # -- keeping alive ------------------------------------------------------------------------------------------------
 
-    async def _keep(self, worker: Worker) -> None:
+    async def _keep(self, worker: Worker, predecessor: asyncio.Task[None] | None) -> None:
         """The life of one worker: start, serve until it dies, start again while recovery allows."""
+        if predecessor is not None:
+            await asyncio.wait({predecessor})
         recovery = self._recoveries[worker]
         while True:
             try:
@@ -412,6 +427,8 @@ class WorkerPool:
             Whether everything was answered within ``timeout`` seconds; the rest is refused.
         """
         self.draining = True
+        if self._recycler is not None:
+            self._recycler.cancel()
         overdue = self._clock.call_at(self._clock.time() + timeout, self._give_up_draining)
         while self.queue or self.in_flight:
             self._progressed.clear()

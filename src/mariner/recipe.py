@@ -8,14 +8,16 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from mariner.archive.read import Archive
-from mariner.config import Config, MetricsMode
+from mariner.config import SETTINGS, Config, MetricsMode
 from mariner.engines import THREAD_VARIABLES, WorkerSpec
 from mariner.model_settings import ModelSettings
+from mariner.recycling import Limits
 from ts.wire import Load
 
 __all__ = ["Recipe", "make_recipe", "worker_environment"]
 
 _MENTIONS_TORCH = re.compile(rb"torch|transformers")  # whatever else builds on PyTorch is rarely used without its name
+_SECRETS = frozenset(setting.variable for setting in SETTINGS.values() if setting.secret)
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +35,7 @@ class Recipe:
         retry_window: seconds during which loading may fail.
         overlap: most requests that a worker runs side by side; 0 if it runs one batch after the other.
         job_ticket: a request is taken only if a worker is idle.
+        limits: beyond which a worker is replaced.
     """
 
     model: str
@@ -45,6 +48,7 @@ class Recipe:
     retry_window: float
     overlap: int = 0
     job_ticket: bool = False
+    limits: Limits = Limits()  # noqa: RUF009 - frozen
 
 
 def make_recipe(
@@ -93,6 +97,7 @@ def make_recipe(
             poll_seconds=config.worker_poll_time if spare_processors else 0.0,
             isolate_batch_errors=settings.isolate_batch_errors,
             async_communication=settings.overlap > 0,
+            shared_weights=str(archive.holder / "weights") if settings.shared_weights else "",
             every_metric=config.metrics_mode is not MetricsMode.PROMETHEUS,
         )
 
@@ -112,6 +117,7 @@ def make_recipe(
         retry_window=settings.retry_window,
         overlap=settings.overlap,
         job_ticket=settings.job_ticket,
+        limits=Limits(settings.max_requests_per_worker, settings.max_worker_memory_mb << 20),
     )
 
 
@@ -128,14 +134,16 @@ def _imports_torch(archive: Archive) -> bool:
 
 
 def worker_environment(base: Mapping[str, str], config: Config, threads: int) -> dict[str, str]:
-    """The environment of a worker: the server's, what TorchServe adds, a thread budget, less the blocked names.
+    """The environment of a worker: the server's, what TorchServe adds, a thread budget.
+
+    Less the server's secrets, and the blocked names.
 
     Args:
         base: the server's environment.
         config: the server's settings.
         threads: threads that numeric libraries may use, unless the environment says so already.
     """
-    environment = dict(base)
+    environment = {name: value for name, value in base.items() if name not in _SECRETS}
     for name in THREAD_VARIABLES:
         environment.setdefault(name, str(threads))
     environment["TS_DECODE_INPUT_REQUEST"] = str(config.decode_input_request).lower()

@@ -26,6 +26,7 @@ class ModelVersion:
         runtime: runtime of the manifest or the registration.
         loaded_at_startup: it came with the server's start, not by a call.
         options: what was asked for when it was registered.
+        scaled: a call has decided how many workers it has.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ModelVersion:
     runtime: str = "python"
     loaded_at_startup: bool = False
     options: RegisterOptions = field(default_factory=RegisterOptions)
+    scaled: bool = False
 
 
 @dataclass(slots=True)

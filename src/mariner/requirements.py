@@ -11,24 +11,20 @@ Blocking; the server calls it in a thread.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import re
 import shlex
-import shutil
 import signal
-import stat
 import subprocess
 import sys
 import sysconfig
 import time
-import uuid
 import venv
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,8 +32,9 @@ from typing import Any
 
 from mariner.archive.read import Archive
 from mariner.errors import DependenciesFailed
+from mariner.package_cache import PackageCache, PackageSet, cache_directory
 
-__all__ = ["cache_directory", "install_requirements", "interpreter", "read_plan"]
+__all__ = ["install_requirements", "interpreter", "read_plan"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +64,7 @@ def install_requirements(
     *,
     enabled: bool,
     temp_dir: Path,
+    cache_size: int,
     environment: Mapping[str, str],
     cancelled: Callable[[], bool] = lambda: False,
 ) -> None:
@@ -74,9 +72,10 @@ def install_requirements(
 
     Args:
         name: of the model, for messages.
-        archive: its files.
+        archive: its files; the packages stay in the cache until it is removed.
         enabled: packages may be installed; without it only the virtual environment is made.
         temp_dir: where the cache is if the environment names no other place.
+        cache_size: bytes that the cache may have, beside what is used.
         environment: of pip; what the workers get.
         cancelled: nobody wants the packages any more; asked now and then.
 
@@ -89,7 +88,8 @@ def install_requirements(
         try:
             request = _Request(name, archive.model_dir.resolve(), file, environment, cancelled)
             constraints = [] if archive.config.use_venv else _kept()
-            packages = _packages(request, constraints, cache_directory(environment, temp_dir))
+            cache = PackageCache(cache_directory(environment, temp_dir), cache_size)
+            packages = archive.held.enter_context(closing(_packages(request, constraints, cache))).path
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.exception("Packages of model %s could not be installed.", name)
             raise _failed(name, "The server's log has the reason.") from error
@@ -108,28 +108,6 @@ def install_requirements(
         _link(packages, archive.holder)
 
 
-def cache_directory(environment: Mapping[str, str], temp_dir: Path) -> Path:
-    """Where installed packages are kept from one start to the next; made if missing, and nobody else's.
-
-    Args:
-        environment: ``XDG_CACHE_HOME`` names the place for caches.
-        temp_dir: taken if it does not.
-
-    Raises:
-        OSError: it cannot be made, or somebody else could exchange what models are about to run.
-    """
-    base = environment.get("XDG_CACHE_HOME", "")
-    cache = Path(base, "mariner") if Path(base).is_absolute() else temp_dir / f"mariner-cache-{os.geteuid()}"
-    path = cache / "packages"
-    for directory in (cache, path):
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        status = directory.lstat()
-        shared = status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid() or shared:
-            raise PermissionError(f"{directory} belongs to, or can be changed by, somebody else. Remove it.")
-    return path
-
-
 # -- packages ---------------------------------------------------------------------------------------------------------
 
 
@@ -144,31 +122,28 @@ class _Request:
     cancelled: Callable[[], bool]
 
 
-def _packages(request: _Request, constraints: list[str], cache: Path) -> Path:
-    """The directory with what the server's environment lacks for this model."""
-    target = cache / _fingerprint(request.place, request.file, constraints)
-    with _locked(target.with_suffix(".lock")):
-        if target.is_dir():
-            log.info("Packages of model %s are in the cache already.", request.model)
-            return target
+def _packages(request: _Request, constraints: list[str], cache: PackageCache) -> PackageSet:
+    """What the server's environment lacks for this model."""
+    installed = False
+
+    def make(target: Path) -> None:
+        nonlocal installed
+        installed = True
         log.info("Installing the packages of model %s from %s ...", request.model, request.file)
         started = time.perf_counter()
-        work = cache / f".{uuid.uuid4().hex}.part"
-        work.mkdir(mode=0o700)
-        try:
-            count = _install(request, constraints, work)
-            (work / "packages").rename(target)
-        finally:
-            shutil.rmtree(work, ignore_errors=True)
+        count = _install(request, constraints, target)
         seconds = time.perf_counter() - started
         log.info("Installed custom pip packages for model %s: %d in %.1f s", request.model, count, seconds)
-    return target
+
+    found = cache.acquire(_fingerprint(request.place, request.file, constraints), make)
+    if not installed:
+        log.info("Packages of model %s are in the cache already.", request.model)
+    return found
 
 
-def _install(request: _Request, constraints: list[str], work: Path) -> int:
-    """Asks pip what is missing and has it install that, below ``work``; returns how many distributions it was."""
-    report, exact, kept, target = (work / part for part in ("report.json", "exact.txt", "kept.txt", "packages"))
-    target.mkdir()
+def _install(request: _Request, constraints: list[str], target: Path) -> int:
+    """Asks pip what is missing and has it install that into ``target``; returns how many distributions it was."""
+    report, exact, kept = (target.with_name(name) for name in ("report.json", "exact.txt", "kept.txt"))
     kept.write_text("\n".join(constraints))
     lines = list(_lines(request.place, request.file))
     _pip(request, ["--dry-run", "--report", str(report), "-r", str(request.place / request.file), "-c", str(kept)])
@@ -261,7 +236,7 @@ def _failed(name: str, hint: str) -> DependenciesFailed:
     return DependenciesFailed(f"Custom pip package installation failed for model {name}", hint=hint)
 
 
-# -- the cache --------------------------------------------------------------------------------------------------------
+# -- what decides ------------------------------------------------------------------------------------------------------
 
 
 def _fingerprint(place: Path, file: str, constraints: list[str]) -> str:
@@ -306,14 +281,6 @@ def _lines(place: Path, file: str, seen: frozenset[str] = frozenset()) -> Iterat
             yield line
         if included := re.match(r"(?:-r|--requirement|-c|--constraint)[\s=]*(\S+)", line):
             yield from _lines(place, str(Path(file).parent / included[1]), seen | {file})
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """One installation of the same packages at a time, over all servers of this user."""
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def _link(packages: Path, holder: Path) -> None:

@@ -22,11 +22,11 @@ from typing import Any
 
 from mariner import logs
 from mariner.archive.read import remove_partial_downloads
-from mariner.auth import Access, TokenMode, open_access
+from mariner.auth import Access, TokenMode, open_access, read_given_keys
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
 from mariner.certificates import load_context
-from mariner.config import AccessLogging, Address, Config, Scheme, Source
+from mariner.config import AccessLogging, Address, Config, MetricsMode, Scheme, Source
 from mariner.devices import Accelerators, CpuMeter, Vendor, read_system
 from mariner.engines.local import LocalEngine
 from mariner.errors import ConfigurationError
@@ -38,7 +38,6 @@ from mariner.metrics import (
     METRICS,
     Definition,
     Metrics,
-    MetricsMode,
     Section,
     Update,
     collect,
@@ -336,7 +335,7 @@ def _relay_to(metrics: Metrics) -> Callable[[str, str, str], None]:
 
 
 def _make_metrics(config: Config, on_metric: Callable[[Update], None] | None) -> Metrics:
-    mode = MetricsMode(config.metrics_mode.value)
+    mode = config.metrics_mode
     definitions: Iterable[Definition] = METRICS
     if config.metrics_config is not None:
         # TorchServe stops for names that Prometheus does not allow only when asked for Prometheus; it is our default.
@@ -355,6 +354,7 @@ def _make_access(config: Config) -> Access:
         management_host="unix" if address.scheme is Scheme.UNIX else address.host,
         key_file=_key_directory(config) / "key_file.json",
         lifetime=None if config.token_expiration_min is None else config.token_expiration_min * 60,
+        given=read_given_keys(config),
         names=[config.inference_address.host, config.metrics_address.host],
         origins=[config.cors_allowed_origin] if config.cors_allowed_origin else [],
         model_api=config.enable_model_api,

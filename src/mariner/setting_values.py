@@ -168,7 +168,7 @@ _READERS: Final[Mapping[Any, Callable[[str, Setting, Path], Any]]] = {
 def format_value(setting: Setting, value: Any) -> str:
     """A value as ``config.properties`` has it; secrets are starred out, "" stands for unset."""
     if setting.secret:
-        return "********"
+        return "" if value is None else "********"
     if isinstance(value, tuple):
         return ",".join(_format(item) for item in value)
     return _format(value)

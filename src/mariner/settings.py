@@ -62,9 +62,9 @@ class BatchingPolicy(Enum):
 class MetricsMode(Enum):
     """Where metrics go."""
 
-    PROMETHEUS = "prometheus"
-    LOG = "log"
-    LEGACY = "legacy"
+    PROMETHEUS = "prometheus"  # to /metrics
+    LOG = "log"  # into logs
+    LEGACY = "legacy"  # into logs, but for the three inference counters
 
 
 class AccessLogging(Enum):
@@ -189,6 +189,11 @@ class Setting:
         """The environment variable that always counts, below flags and above files."""
         return f"MARINER_{self.key.upper()}"
 
+    @property
+    def confidential(self) -> bool:
+        """A secret that is copied nowhere: it has no flag, as everybody sees those, and snapshots leave it out."""
+        return self.secret and self.ours
+
 
 def _field_of(row: Callable[_Row, Setting]) -> Callable[Concatenate[Any, _Row], Any]:
     def make(default: Any, /, *args: _Row.args, **kwargs: _Row.kwargs) -> Any:
@@ -285,7 +290,7 @@ class Config:
     )  # fmt: skip
     workflow_store: Path | None = setting(
         None, inert=True, same_as="model_store", flag=Flag(("--workflow-store",), "DIR"),
-        doc="Directory of workflow archives.",
+        doc="Directory of workflow archives. Workflows are not served.",
     )  # fmt: skip
     load_models: tuple[str, ...] = setting(
         (), flag=Flag(("--models",), "MODEL", many=True),
@@ -309,6 +314,10 @@ class Config:
         doc="Installs the requirements file of an archive before its model is loaded, once: what was installed "
         "is kept in `$XDG_CACHE_HOME/mariner`, or below `temp_dir`.",
     )
+    package_cache_size: int = setting(
+        10 << 30, ours=True, unit="bytes", minimum=0,
+        doc="Room for what is kept. Beyond it, packages go that were not used for longest; none that a server uses.",
+    )  # fmt: skip
     default_service_handler: str | None = setting(None, doc="Handler of archives that name none.")
     service_envelope: str | None = setting(None, doc="Request envelope of all models, instead of the archive's.")
     models: dict[str, Any] = setting(
@@ -364,9 +373,18 @@ class Config:
     warm_start: bool = setting(
         True, ours=True, doc="Forks workers that use PyTorch from a process that has imported it already."
     )
+    shared_weights: bool = setting(
+        False, ours=True, doc="The workers of a model, on the CPU, have one copy of its weights together."
+    )
+    max_requests_per_worker: int = setting(
+        0, ours=True, minimum=0, doc="Requests after which a worker is replaced, without losing one; 0 for never."
+    )
+    max_worker_memory_mb: int = setting(
+        0, ours=True, unit="MiB", minimum=0, doc="Resident memory beyond which a worker is replaced; 0 for never."
+    )
     initial_worker_port: int = setting(9000, minimum=0, doc="Id of the first worker; ids only grow.")
     initial_distribution_port: int = setting(
-        29500, inert=True, minimum=0, doc="Id of the first worker that runs on several devices."
+        29500, inert=True, minimum=0, doc="Id of the first worker with a process per device. There are none yet."
     )
     debug: bool = setting(
         False,
@@ -424,11 +442,15 @@ class Config:
     cpu_launcher_enable: bool = setting(
         False, inert=True,
         doc="Starts workers through `torch.backends.xeon.run_cpu`. Workers start without it, as they do in TorchServe "
-        "where it is missing.",
+        "where it is missing: the process it starts would have no connection to the server. They share the processors "
+        "evenly instead.",
     )  # fmt: skip
     cpu_launcher_args: str | None = setting(None, inert=True, doc="Arguments of that launcher.")
     cpp_log_config: Path | None = setting(
-        None, inert=True, flag=Flag(("--cpp-log-config",), "FILE"), doc="Logging of C++ workers."
+        None,
+        inert=True,
+        flag=Flag(("--cpp-log-config",), "FILE"),
+        doc="Logging of C++ workers, which do not exist here.",
     )
     ts_header_key_sequence_id: str = setting(
         "ts_request_sequence_id", inert=True, env="TS_HEADER_KEY_SEQUENCE_ID",
@@ -490,8 +512,22 @@ class Config:
     )  # fmt: skip
     token_expiration_min: float | None = setting(
         None, env="TS_TOKEN_EXPIRATION_TIME_MIN", unit="min", minimum=0, lenient=True,
-        shown="60 where `token_authorization` is `on`, else never", doc="Life of a key.",
+        shown="60 where `token_authorization` is `on`, else never",
+        doc="Life of a key. One that was given expires only if this is set.",
     )  # fmt: skip
+
+    management_key: str | None = setting(
+        None, ours=True, secret=True,
+        doc="The key of management calls, instead of a random one; meant for the variable.",
+    )  # fmt: skip
+    management_key_file: Path | None = setting(
+        None, ours=True, doc="File that holds that key and nothing else, such as a mounted secret."
+    )
+    inference_key: str | None = setting(
+        None, ours=True, secret=True,
+        doc="The key of predictions, instead of a random one. They need one where `token_authorization` is `on`.",
+    )  # fmt: skip
+    inference_key_file: Path | None = setting(None, ours=True, doc="File that holds that key and nothing else.")
 
     enable_envvars_config: bool = setting(
         False, heading="Where settings come from", env=None, doc="Whether the `TS_*` variables of this page count."

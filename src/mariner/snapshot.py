@@ -215,6 +215,7 @@ def _parse_model(name: str, version: str, entry: Mapping[str, Any]) -> SnapshotM
         worker_bounds=(max(0, low), max(0, low, high)),
         response_timeout=number("responseTimeout", DEFAULT_TIMEOUT),
         startup_timeout=number("startupTimeout", DEFAULT_TIMEOUT),
+        asked_by="snapshot",
     )
     return SnapshotModel(name, version, url, str(entry.get("defaultVersion")).lower() == "true", options)
 

@@ -177,6 +177,11 @@ class Worker:
         return len(self._jobs)
 
     @property
+    def served(self) -> int:
+        """Jobs that the process has got since it was started."""
+        return self._last_job
+
+    @property
     def idle(self) -> bool:
         """Ready and without work."""
         return self.state is State.READY and not self._batches
@@ -197,6 +202,8 @@ class Worker:
         Raises:
             Death: it did not come so far.
         """
+        if self.stopping:
+            raise Death("it was no longer wanted", loaded=False)
         self._reset()
         self.started_at = self._clock.time()
         self._timer = self._clock.call_at(self.started_at + SPAWN_TIMEOUT, self._too_slow_to_start)

@@ -116,7 +116,17 @@ def load_service(
     if device is not None:  # the handler uses BaseHandler, and may load its model without it
         device.prepare_torch(load.gpu_id)
     service.load(initialize)
+    if load.shared_weights and load.gpu_id is None:
+        _share_weights(load.shared_weights, handle, initialize)
     return service
+
+
+def _share_weights(place: str, *entry_points: Callable[..., Any]) -> None:
+    if "torch" not in sys.modules:
+        logger.warning("sharedWeights: the handler does not use PyTorch; nothing is shared.")
+        return
+    sharing = importlib.import_module("ts.torch_handler.shared_weights")
+    sharing.share_weights(sharing.find_modules(*entry_points), Path(place))
 
 
 def enter_model_dir(load: Load) -> None:

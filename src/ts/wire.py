@@ -187,6 +187,7 @@ class Load:
         isolate_batch_errors: a batch that fails is run again in parts, so that only guilty requests fail.
         async_communication: batches that arrive while others run are begun at once, on one event loop.
         every_metric: each update of a metric is sent, and the time of each batch; else what can be added up is.
+        shared_weights: file that the workers of the version may have their weights in, "" for each its own.
     """
 
     model_name: str
@@ -204,6 +205,7 @@ class Load:
     isolate_batch_errors: bool = False
     async_communication: bool = False
     every_metric: bool = False
+    shared_weights: str = ""
 
 
 @dataclass(frozen=True)

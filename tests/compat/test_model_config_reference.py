@@ -436,6 +436,6 @@ async def test_in_debug_mode_there_are_no_time_limits_and_one_worker(bench: Benc
 
 
 async def test_keys_that_do_nothing_yet_are_named(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    await bench.describe("autoscale: true\nmaxRequestsPerWorker: 9\n")
-    expected = "Model m: Keys without effect in this version: autoscale, maxRequestsPerWorker."
+    await bench.describe("latencySloMs: 9\n")
+    expected = "Model m: Keys without effect in this version: latencySloMs."
     assert expected in warnings(caplog)

@@ -77,6 +77,10 @@ async def answer(server: Server, model: str) -> str:
     return bytes(reply.body).decode()
 
 
+def cached(tmp_path: Path) -> int:
+    return sum(path.is_dir() for path in (tmp_path / "cache" / "mariner" / "packages").iterdir())
+
+
 async def test_two_models_have_different_versions_of_one_package_at_once(store: Path, tmp_path: Path) -> None:
     put_model(store, "old", wanted(tmp_path, "tincture==1.0"))
     put_model(store, "new", wanted(tmp_path, "tincture>=2"), packed=False)
@@ -85,6 +89,23 @@ async def test_two_models_have_different_versions_of_one_package_at_once(store: 
         answers = [(await answer(server, name)).split()[0] for name in ("old", "new")]
     assert answers == ["1.0", "2.0"]
     assert not list((store / "new").glob("tincture*"))  # the user's own directory is left as it was
+
+
+async def test_packages_stay_in_the_cache_while_a_model_uses_them(store: Path, tmp_path: Path) -> None:
+    for name in ("1.0", "2.0"):
+        put_model(store, f"m{name[0]}", wanted(tmp_path, f"tincture=={name}"))
+    settings = {"install_py_dep_per_model": True, "package_cache_size": 0}
+    async with running_server(model_store=store, temp_dir=tmp_path, **settings) as server:
+        await server.models.register("m1.mar")
+        await server.models.register("m2.mar")
+        assert cached(tmp_path) == 2
+        await server.models.unregister("m1")
+        await server.models.register("m1.mar")
+        await server.models.unregister("m2")
+        await server.models.unregister("m1")
+        await server.models.register("m2.mar")
+        assert cached(tmp_path) == 1
+        assert (await answer(server, "m2")).split()[0] == "2.0"
 
 
 async def test_models_with_virtual_environments_run_in_their_own(store: Path, tmp_path: Path) -> None:

@@ -274,12 +274,21 @@ class ModelConfig:
     autoscale: bool | None = _row(
         "autoscale", _SWITCH, "Workers come and go between `minWorkers` and `maxWorkers`.", ours=True, inert=True
     )
+    shared_weights: bool | None = _row(
+        "sharedWeights", _SWITCH,
+        "Workers on the CPU have one copy of the weights: those of the networks that the handler holds as attributes.",
+        default="`shared_weights`", ours=True,
+    )  # fmt: skip
     max_requests_per_worker: int | None = _row(
-        "maxRequestsPerWorker", _at_least(1), "Requests after which a worker is replaced.", ours=True, inert=True
-    )
+        "maxRequestsPerWorker", _raised_to(0),
+        "Requests after which a worker is replaced, looked at each second; 0 for never. No request is lost by it.",
+        default="`max_requests_per_worker`", ours=True,
+    )  # fmt: skip
     max_worker_memory_mb: int | None = _row(
-        "maxWorkerMemoryMB", _at_least(1, "MiB"), "Memory above which a worker is replaced.", ours=True, inert=True
-    )
+        "maxWorkerMemoryMB", _raised_to(0, "MiB"),
+        "Resident memory beyond which a worker is replaced, as above; 0 for never.",
+        default="`max_worker_memory_mb`", ours=True,
+    )  # fmt: skip
 
     def refused(self) -> list[str]:
         """The keys, with their values, that ask for what does not exist yet."""

@@ -41,8 +41,9 @@ _PAGE_BEGINNING = """
 
 What a model asks of the server: a YAML file that `torch-model-archiver --config-file` puts into the archive, under any
 name. The server reads the keys of this page; the handler gets the whole file as `context.model_yaml_config`.
-`mariner config explain --model NAME` prints every value that a model of the model store runs with, and the place it
-comes from.
+`mariner config explain --model NAME` prints every value that a model of the model store would run with, and the place
+it comes from. With `--running` it asks the server on the management address what the model runs with now: then a place
+may be `API`, a call that registered the model, or `API, scaled`, one that scaled it.
 
 ## Which value counts
 

@@ -15,8 +15,8 @@ import shutil
 import stat
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import unquote, urlsplit
@@ -53,6 +53,7 @@ class Archive:
         downloaded: the file that was fetched into the model store for it.
         source: the file or directory it was opened from.
         fingerprint: what that looked like just before.
+        held: what its workers need and what is given up with it.
     """
 
     url: str
@@ -65,6 +66,7 @@ class Archive:
     downloaded: Path | None = None
     source: Path | None = None
     fingerprint: str = ""
+    held: ExitStack = field(default_factory=ExitStack, repr=False, compare=False)
 
     def changed(self) -> bool:
         """Whether what it was opened from has been replaced, edited or removed since."""
@@ -82,6 +84,7 @@ class Archive:
             keep_download: for the end of the server; the file stays for the next start.
         """
         shutil.rmtree(self.holder, ignore_errors=True)  # does not follow the link of a directory model
+        self.held.close()
         if self.downloaded is not None and not keep_download:
             self.downloaded.unlink(missing_ok=True)
 

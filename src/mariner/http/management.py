@@ -100,10 +100,17 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
 
 async def describe(server: ModelServer, exchange: Exchange, model: str, version: str | None = None) -> Response:
     """Settings, workers and queue of a version, or of all with the version ``all``."""
-    customized = _boolean(read_query(exchange.raw_query), "customized", default=False)
+    query = read_query(exchange.raw_query)
+    customized = _boolean(query, "customized", default=False)
     if version == "all":
-        return json_response(await server.describe(model, None, all_versions=True))
-    return json_response(await server.describe(model, version, customized=customized))
+        described = await server.describe(model, None, all_versions=True)
+    else:
+        described = await server.describe(model, version, customized=customized)
+    if _boolean(query, "settings", default=False):
+        for entry in described:
+            explained = server.explain(model, entry["modelVersion"])
+            entry["settings"] = {row.key: {"value": row.value, "from": row.place} for row in explained}
+    return json_response(described)
 
 
 async def scale(server: ModelServer, exchange: Exchange, model: str, version: str | None = None) -> Response:

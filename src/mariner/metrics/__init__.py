@@ -11,14 +11,13 @@ from mariner.metrics.collector import collect
 from mariner.metrics.definitions import METRICS, Definition, Kind, Section, load_definitions
 from mariner.metrics.lines import Update, format_line, parse_line
 from mariner.metrics.page import reference_page
-from mariner.metrics.recording import Metrics, MetricsMode
+from mariner.metrics.recording import Metrics
 
 __all__ = [
     "METRICS",
     "Definition",
     "Kind",
     "Metrics",
-    "MetricsMode",
     "Section",
     "Update",
     "collect",

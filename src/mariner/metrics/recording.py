@@ -6,8 +6,8 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from enum import Enum
 
+from mariner.config import MetricsMode
 from mariner.metrics.definitions import (
     BUILT_IN,
     METRICS,
@@ -23,7 +23,7 @@ from mariner.metrics.definitions import (
 from mariner.metrics.exposition import Family, Histogram, LabelValues
 from mariner.metrics.lines import Update, parse_line
 
-__all__ = ["Metrics", "MetricsMode"]
+__all__ = ["Metrics"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,14 +36,6 @@ _REQUESTS = ("Requests2XX", "Requests4XX", "Requests5XX")
 _LEGACY = frozenset(
     ("ts_inference_requests_total", "ts_inference_latency_microseconds", "ts_queue_latency_microseconds")
 )
-
-
-class MetricsMode(Enum):
-    """Where metrics go: to ``/metrics``; into logs; into logs but for the three inference counters."""
-
-    PROMETHEUS = "prometheus"
-    LOG = "log"
-    LEGACY = "legacy"
 
 
 class _ModelSeries:

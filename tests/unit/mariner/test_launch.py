@@ -118,7 +118,7 @@ def test_stop_waits_until_the_server_is_gone(pid_file: PidFile, run: Run, tmp_pa
     pid_file.write(process.pid)
     (tmp_path / "key_file.json").touch()
     said: list[str] = []
-    assert stop(pid_file, timeout=20, quiet=False, say=said.append) == 0
+    assert stop(pid_file, timeout=20, quiet=False, say=said.append, complain=said.append) == 0
     assert said == ["TorchServe has stopped."]
     assert process.poll() is not None
     assert not pid_file.path.exists()
@@ -128,7 +128,7 @@ def test_stop_waits_until_the_server_is_gone(pid_file: PidFile, run: Run, tmp_pa
 def test_a_quiet_stop_says_nothing(pid_file: PidFile, run: Run) -> None:
     pid_file.write(run("mariner", OBEDIENT).pid)
     said: list[str] = []
-    assert stop(pid_file, timeout=20, quiet=True, say=said.append) == 0
+    assert stop(pid_file, timeout=20, quiet=True, say=said.append, complain=said.append) == 0
     assert said == []
 
 
@@ -136,9 +136,11 @@ def test_stop_does_not_claim_what_is_not_true(pid_file: PidFile, run: Run) -> No
     process = run("mariner", STUBBORN)
     pid_file.write(process.pid)
     said: list[str] = []
-    assert stop(pid_file, timeout=0, quiet=False, say=said.append) == 0
-    assert said[0] == "Stopping TorchServe took too long."
-    assert f"kill -9 {process.pid} ends it now." in said[1]
+    complaints: list[str] = []
+    assert stop(pid_file, timeout=0, quiet=False, say=said.append, complain=complaints.append) == 0
+    assert said == ["Stopping TorchServe took too long."]
+    assert complaints[0].startswith(f"Process {process.pid} still answers requests. It ends by itself")
+    assert complaints[0].endswith(f"kill -9 {process.pid} ends it now.")
     assert process.poll() is None
     assert pid_file.path.exists()
 
@@ -146,7 +148,7 @@ def test_stop_does_not_claim_what_is_not_true(pid_file: PidFile, run: Run) -> No
 def test_there_may_be_nothing_to_stop(pid_file: PidFile, tmp_path: Path) -> None:
     (tmp_path / "key_file.json").touch()
     said: list[str] = []
-    assert stop(pid_file, timeout=0, quiet=False, say=said.append) == 0
+    assert stop(pid_file, timeout=0, quiet=False, say=said.append, complain=said.append) == 0
     assert said == ["TorchServe is not currently running."]
     assert (tmp_path / "key_file.json").exists()
 
@@ -203,6 +205,36 @@ def test_of_two_starts_at_once_one_waits_and_is_refused(pid_file: PidFile, run: 
         thread.join(20)
     assert results == ["started", ALREADY_RUNNING]
     assert [path.name for path in pid_file.path.parent.iterdir() if "pid" in path.name] == [pid_file.path.name]
+
+
+def test_a_record_that_replaces_that_of_an_orphan_is_not_taken_for_it(pid_file: PidFile, run: Run) -> None:
+    process = run("mariner", OBEDIENT)
+    pid_file.write(gone_pid())
+    removed: list[bool] = []
+    with pid_file.claim():  # another command looks for an orphan, which this one is about to replace
+        thread = threading.Thread(target=lambda: removed.append(PidFile(pid_file.path).remove_orphan()))
+        thread.start()
+        thread.join(0.1)
+        assert thread.is_alive()
+        pid_file.write(process.pid)
+    thread.join(20)
+    assert removed == [False]
+    assert pid_file.server() is not None
+
+
+def test_stop_leaves_the_record_of_a_server_that_has_been_started_meanwhile(pid_file: PidFile, run: Run) -> None:
+    following = run("mariner", OBEDIENT)
+    record = f"open({str(pid_file.path)!r}, 'w').write('{following.pid}')"
+    ends = f"lambda *_: ({record}, sys.exit())"
+    server = run(
+        "torchserve",
+        f"import signal, sys; signal.signal(signal.SIGTERM, {ends}); print('up', flush=True); signal.pause()",
+    )
+    pid_file.write(server.pid)
+    said: list[str] = []
+    assert stop(pid_file, timeout=20, quiet=False, say=said.append, complain=said.append) == 0
+    assert said == ["TorchServe has stopped."]
+    assert pid_file.path.read_text() == str(following.pid)
 
 
 def test_a_claim_is_over_with_its_holder(pid_file: PidFile) -> None:

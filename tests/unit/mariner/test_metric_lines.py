@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from mariner.config import MetricsMode
 from mariner.metrics import (
     METRICS,
     Definition,
     Kind,
     Metrics,
-    MetricsMode,
     Section,
     Update,
     format_line,

@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mariner.config import MetricsMode
 from mariner.errors import ConfigurationError
-from mariner.metrics import METRICS, Definition, Kind, Metrics, MetricsMode, Section, load_definitions, parse_line
+from mariner.metrics import METRICS, Definition, Kind, Metrics, Section, load_definitions, parse_line
 from mariner.metrics.exposition import format_value
 
 

@@ -5,7 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -14,7 +14,8 @@ from mariner.archive.manifest import Manifest
 from mariner.archive.model_config import ModelConfig
 from mariner.archive.read import Archive
 from mariner.errors import DependenciesFailed
-from mariner.requirements import cache_directory, install_requirements, interpreter, read_plan
+from mariner.package_cache import cache_directory
+from mariner.requirements import install_requirements, interpreter, read_plan
 
 
 def wheel(folder: Path, version: str, *, name: str = "tincture", requires: str = "") -> Path:
@@ -63,8 +64,25 @@ def wheels(tmp_path: Path) -> Path:
     return folder
 
 
-def install(found: Archive, environment: Mapping[str, str], tmp_path: Path, *, enabled: bool = True) -> None:
-    install_requirements("m", found, enabled=enabled, temp_dir=tmp_path, environment=environment)
+def install(
+    found: Archive,
+    environment: Mapping[str, str],
+    tmp_path: Path,
+    *,
+    enabled: bool = True,
+    cache_size: int = 1 << 30,
+    cancelled: Callable[[], bool] = lambda: False,
+) -> None:
+    with found.held:
+        install_requirements(
+            "m",
+            found,
+            enabled=enabled,
+            temp_dir=tmp_path,
+            cache_size=cache_size,
+            environment=environment,
+            cancelled=cancelled,
+        )
 
 
 def version_seen(python: str, place: Path) -> str:
@@ -168,9 +186,7 @@ def test_pip_ends_when_nobody_wants_its_packages(environment: dict[str, str], tm
     found = archive(tmp_path / "m", "-r endless.txt\n")
     os.mkfifo(found.model_dir / "endless.txt")  # pip waits for its content for ever
     with pytest.raises(DependenciesFailed):
-        install_requirements(
-            "m", found, enabled=True, temp_dir=tmp_path, environment=environment, cancelled=lambda: True
-        )
+        install(found, environment, tmp_path, cancelled=lambda: True)
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ _SCALING = (
     Parameter("timeout", integer("Has no effect.", least=None), deprecated=True),
 )
 _EITHER = "Parameters come in the query, or in a JSON body: then the query is not read."
+_SETTINGS = Parameter("settings", flag("Show every key of the model config, and which place decided about it."))
 _CUSTOMIZED = Parameter("customized", flag("Ask the handler what it says of itself, too."))
 
 # -- operations --------------------------------------------------------------------------------------------------------
@@ -29,7 +30,7 @@ def _describe(prefix: str, *unknown: str) -> Operation:
         "Models",
         {200: Answer("One entry for each version.", reference("ModelDescriptions"))},
         (*unknown, *ALWAYS, "NoDescriber"),
-        (_CUSTOMIZED,),
+        (_CUSTOMIZED, _SETTINGS),
     )
 
 

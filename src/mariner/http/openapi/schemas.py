@@ -131,8 +131,15 @@ SCHEMAS: dict[str, Schema] = {
             ),
             "state": text("Whether its workers, together, can answer.", enum=_READINESS),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
+            "settings": {
+                "type": "object",
+                "description": "What it runs with, by the keys of the model config.",
+                "additionalProperties": record(
+                    {"value": text("As the file has it."), "from": text("The place that decided.")}
+                ),
+            },
         },
-        optional=("deviceIds", "customizedMetadata"),
+        optional=("deviceIds", "customizedMetadata", "settings"),
     ),
     "Worker": record(
         {

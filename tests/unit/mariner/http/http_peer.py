@@ -15,7 +15,7 @@ from mariner.errors import MarinerError
 from mariner.jobs import Job, Outcome, Reply, Request, unpack_headers
 from mariner.lifecycle import Readiness
 from mariner.model_server import Registered
-from mariner.model_settings import RegisterOptions
+from mariner.model_settings import Explained, RegisterOptions
 
 Behaviour = Callable[[Job], None]
 
@@ -118,7 +118,11 @@ class FakeModelServer:
         self, name: str, version: str | None, *, all_versions: bool = False, customized: bool = False
     ) -> list[dict[str, Any]]:
         await self._call("describe", name, version, all_versions, customized)
-        return [{"modelName": name}]
+        return [{"modelName": name, "modelVersion": version or "1.0"}]
+
+    def explain(self, name: str, version: str | None) -> list[Explained]:
+        self.calls.append(("explain", name, version))
+        return [Explained("batchSize", "4", "API")]
 
     def healthy(self) -> bool:
         return self.is_healthy

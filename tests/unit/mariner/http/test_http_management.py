@@ -196,8 +196,14 @@ async def test_a_large_body_of_parameters_is_read_from_shared_memory(running: Ru
     ],
 )
 async def test_models_are_described(running: Running, path: str, call: tuple[Any, ...]) -> None:
-    assert await ask(running, get(path)) == (200, [{"modelName": "m"}])
+    assert await ask(running, get(path)) == (200, [{"modelName": "m", "modelVersion": call[2] or "1.0"}])
     assert running.models.calls == [call]
+
+
+async def test_a_description_says_where_settings_come_from_if_asked(running: Running) -> None:
+    _, (description,) = await ask(running, get("/models/m/2.0?settings=true"))
+    assert description["settings"] == {"batchSize": {"value": "4", "from": "API"}}
+    assert running.models.calls == [("describe", "m", "2.0", False, False), ("explain", "m", "2.0")]
 
 
 # -- scale -----------------------------------------------------------------------------------------------------------
