@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ts.faults import dump_stacks, locate
 from ts.loader import enter_model_dir, load_service
 from ts.service import Service, out_of_memory
 from ts.wire import (
@@ -272,7 +273,8 @@ class Worker:
             message = "System out of memory" if exhausted else _one_line(error)
             for directory in (os.path.realpath(load.model_dir), load.model_dir):
                 message = message.replace(directory, ".")  # clients see it, and learn no paths of this machine
-            outbox.send_json(FrameKind.LOADED, Loaded(False, message, exhausted, text))
+            place = locate(error, load.model_dir)
+            outbox.send_json(FrameKind.LOADED, Loaded(False, message, exhausted, text, _one_line(error), *place))
             return False
         # What exists now stays: collections need not look at it again.
         gc.collect()
@@ -388,6 +390,7 @@ def run(socket_fd: int, status_fd: int, bodies_fd: int | None) -> int:
     """
     detach()
     _configure_output()
+    dump_stacks()
     connection = _inherited_socket(socket_fd)
     status = _map(status_fd, 8, mmap.PROT_READ | mmap.PROT_WRITE)
     bodies = None if bodies_fd is None else memoryview(_map(bodies_fd, 0, mmap.PROT_READ))
