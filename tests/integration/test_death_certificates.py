@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import resource
 import signal
+import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import pytest
 from test_serving import ONE_WORKER, Answer, Client, put_model
 
 from mariner.auth import Listener
+from mariner.logs import BLOCK
 from mariner.testing import running_server
 
 pytestmark = pytest.mark.slow
@@ -72,12 +73,14 @@ class Scene:
 
 
 @asynccontextmanager
-async def serving(tmp_path: Path, handler: str, config: str = "", *, load: bool = True) -> AsyncIterator[Scene]:
+async def serving(
+    tmp_path: Path, handler: str, config: str = "", *, load: bool = True, warm_start: bool = False
+) -> AsyncIterator[Scene]:
     store = tmp_path / "store"
     store.mkdir()
     put_model(store, "m", handler, ONE_WORKER + config)
     async with running_server(
-        model_store=store, load_models=("m",) if load else (), temp_dir=tmp_path, warm_start=False
+        model_store=store, load_models=("m",) if load else (), temp_dir=tmp_path, warm_start=warm_start
     ) as server:
         await server.models.wait_until_ready()
         scene = Scene(server, await Client.connect(server), await Client.connect(server, Listener.MANAGEMENT))
@@ -219,3 +222,248 @@ async def test_a_model_that_takes_too_long_to_load_is_named_with_the_line(tmp_pa
         summary = "it did not load the model within 1 s (startupTimeout); it was at handler.py:6"
         assert answer.json["hint"] == summary
         assert (await scene.latest())["summary"] == summary
+
+
+# -- memory ------------------------------------------------------------------------------------------------------------
+
+GROWS = """
+def handle(data, context):
+    return data and [str(len(b"x" * int(row["body"]))) for row in data]
+"""
+SERVER = """
+import asyncio, sys
+from pathlib import Path
+from mariner.auth import Listener
+from mariner.testing import running_server
+
+async def main():
+    place = Path(sys.argv[1])
+    settings = {"model_store": place / "store", "load_models": ("m",), "temp_dir": place, "warm_start": False}
+    async with running_server(**settings) as server:
+        await server.models.wait_until_ready()
+        ports = [server.address(kind).port for kind in (Listener.INFERENCE, Listener.MANAGEMENT)]
+        print("listens", *ports, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+LIMIT = 300 << 20  # bytes; server and worker have less than half of it
+
+
+@pytest.fixture
+def memory_group() -> Iterator[Path]:
+    """A control group that may have :data:`LIMIT` bytes of memory."""
+    root = Path("/sys/fs/cgroup")
+    parent, limit = (root / "memory", "memory.limit_in_bytes") if (root / "memory").is_dir() else (root, "memory.max")
+    group = parent / f"mariner-test-{os.getpid()}"
+    try:
+        group.mkdir()
+        (group / limit).write_text(str(LIMIT))
+    except OSError as error:
+        if group.is_dir():
+            group.rmdir()
+        pytest.skip(f"control groups cannot be made here: {error}")
+    yield group
+    group.rmdir()
+
+
+async def test_a_kill_by_the_kernel_for_lack_of_memory_is_named(tmp_path: Path, memory_group: Path) -> None:
+    (tmp_path / "store").mkdir()
+    put_model(tmp_path / "store", "m", GROWS, ONE_WORKER)
+    join = f'echo $$ > {memory_group}/cgroup.procs && exec "$0" "$@"'
+    server = await asyncio.create_subprocess_exec(
+        *("sh", "-c", join, sys.executable, "-c", SERVER, str(tmp_path)), stdout=asyncio.subprocess.PIPE
+    )
+    try:
+        assert server.stdout is not None
+        said = [line.decode().split() async for line in limited(server.stdout, b"listens")][-1]
+        inference, management = [Client(*await asyncio.open_connection("127.0.0.1", int(port))) for port in said[1:]]
+        assert (await inference.ask("POST", "/predictions/m", b"1000")).body == b"1000"
+        began = time.monotonic()
+        answer = await inference.ask("POST", "/predictions/m", str(2 * LIMIT).encode())
+        assert time.monotonic() - began < PROMPTLY
+        assert (answer.status, answer.json["reason"]) == (500, "oom_kill")
+        assert "by the kernel, for lack of memory in its control group" in answer.json["hint"]
+        death = (await management.ask("GET", "/models/m/deaths")).json["deaths"][0]
+        assert (death["id"], death["signal"], death["oomKills"]) == (answer.json["death_id"], "SIGKILL", 1)
+        await inference.close()
+        await management.close()
+    finally:
+        server.kill()
+        await server.wait()
+        async with asyncio.timeout(20):
+            while (memory_group / "cgroup.procs").read_text():  # noqa: ASYNC110 - its workers die with it
+                await asyncio.sleep(0.01)
+
+
+async def limited(lines: asyncio.StreamReader, last: bytes) -> AsyncIterator[bytes]:
+    """Lines up to the one that begins so."""
+    async with asyncio.timeout(30):
+        async for line in lines:
+            yield line
+            if line.startswith(last):
+                return
+
+
+# -- the GPU -----------------------------------------------------------------------------------------------------------
+
+LOST_GPU = """
+import os, sys, types
+
+class cuda:
+    # Stands in for PyTorch's: a device-side assert came, and every call fails from then on.
+    lost = False
+
+    def is_initialized():
+        return True
+
+    def synchronize():
+        if cuda.lost:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+
+sys.modules["torch"] = types.SimpleNamespace(cuda=cuda)
+
+def handle(data, context):
+    for row in data or ():
+        if row["body"] == b"assert":
+            cuda.lost = True
+        if row["body"] != b"fine":
+            raise RuntimeError("CUDA error: device-side assert triggered\\nCUDA kernel errors might be asynchronous.")
+    return data and [str(os.getpid()) for _ in data]
+"""
+
+
+async def test_a_worker_whose_gpu_is_lost_ends_and_says_so(tmp_path: Path) -> None:
+    async with serving(tmp_path, LOST_GPU) as scene:
+        before = (await scene.predict(b"fine"))[0].body
+        answer, seconds = await scene.predict(b"assert")
+        assert seconds < PROMPTLY
+        assert (answer.status, answer.json["message"], answer.json["reason"]) == (500, "Worker died.", "cuda_error")
+        death = await scene.latest()
+        assert death["summary"].startswith("the GPU failed: RuntimeError: CUDA error: device-side assert triggered")
+        assert death["location"] == {"file": "handler.py", "line": 22, "function": "handle"}
+        after = (await scene.predict(b"fine"))[0].body
+        assert after != before
+
+
+async def test_a_worker_whose_gpu_still_answers_goes_on(tmp_path: Path) -> None:
+    async with serving(tmp_path, LOST_GPU) as scene:
+        before = (await scene.predict(b"fine"))[0].body
+        assert (await scene.predict(b"only this call"))[0].status == 507
+        assert (await scene.predict(b"fine"))[0].body == before
+        assert (await scene.manage("GET", "/models/m/deaths")).json["deaths"] == []
+
+
+# -- where it is told --------------------------------------------------------------------------------------------------
+
+
+async def test_the_certificate_is_in_the_log_the_description_the_list_and_the_metrics(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    handler = "import sys\n" + DIES.replace(
+        "os._exit(3)", "[print('line', n, file=sys.stderr) for n in range(60)]; exit(3)"
+    )
+    async with serving(tmp_path, handler) as scene:
+        answer, _ = await scene.predict(b"exit")
+        death = await scene.latest()
+        assert death["stderr"] == [f"line {number}" for number in range(10, 60)]
+        assert (await scene.manage("GET", "/models/m/1.0/deaths")).json["deaths"] == [death]
+        (described,) = (await scene.manage("GET", "/models/m")).json
+        brief = {key: value for key, value in death.items() if key not in {"stderr", "memory"}}
+        assert described["deaths"] == [brief]
+        (record,) = (record for record in caplog.records if record.name == "mariner.deaths")
+        assert record.getMessage() == (
+            "W-9000-m_1.0 died (exit): it exited with code 3: code that it ran called exit. "
+            f"Death certificate {answer.json['death_id']}:"
+        )
+        block = getattr(record, BLOCK).splitlines()
+        assert block[1] == "  exit      code 3"
+        assert f"  requests  {answer.headers['x-request-id']} (4 bytes, running)" in block
+        assert block[-51:] == ["  stderr", *(f"    line {number}" for number in range(10, 60))]
+        exposed = scene.server.models.metrics.expose()
+        assert 'mariner_worker_deaths_total{model_name="m",model_version="1.0",cause="exit",} 1.0' in exposed
+
+
+async def test_a_model_none_of_whose_workers_died_has_no_certificates(tmp_path: Path) -> None:
+    async with serving(tmp_path, DIES) as scene:
+        answer = await scene.manage("GET", "/models/m/deaths")
+        assert answer.json == {"modelName": "m", "modelVersion": "1.0", "deaths": []}
+        assert "deaths" not in (await scene.manage("GET", "/models/m")).json[0]
+        assert (await scene.manage("GET", "/models/other/deaths")).status == 404
+
+
+async def test_a_worker_that_was_asked_to_go_has_no_certificate(tmp_path: Path) -> None:
+    async with serving(tmp_path, DIES) as scene:
+        assert (await scene.manage("PUT", "/models/m?min_worker=0&max_worker=0&synchronous=true")).status == 200
+        (version,) = scene.server.models.registry
+        async with asyncio.timeout(20):
+            while version.pool._keepers:  # noqa: ASYNC110 - nothing tells when the last one has gone
+                await asyncio.sleep(0.01)
+        assert (await scene.manage("GET", "/models/m/deaths")).json["deaths"] == []
+
+
+async def test_what_keeps_the_standard_error_open_does_not_keep_the_answer(tmp_path: Path) -> None:
+    child = tmp_path / "child"
+    starts = f"import subprocess; open('{child}', 'w').write(str(subprocess.Popen(['sleep', '600']).pid)); "
+    async with serving(tmp_path, DIES.replace("os._exit(3)", f"{starts}os._exit(3)")) as scene:
+        try:
+            answer, seconds = await scene.predict(b"exit")
+        finally:
+            os.kill(int(child.read_text()), signal.SIGKILL)
+        assert seconds < PROMPTLY
+        assert answer.json["reason"] == "exit"
+
+
+# -- revival -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", [("PUT", "/models/m?min_worker=1&synchronous=true"), ("POST", "/models?url=m")])
+async def test_a_broken_model_tells_why_and_is_revived_by_scaling_and_by_registering_it(
+    tmp_path: Path, call: tuple[str, str]
+) -> None:
+    weights = tmp_path / "weights"
+    handler = f"from pathlib import Path\nWEIGHTS = Path('{weights}').read_text()\n{GROWS}"
+    async with serving(tmp_path, handler, "maxRetryTimeoutInSec: 0\n") as scene:
+        (described,) = (await scene.manage("GET", "/models/m")).json
+        reason = "it raised FileNotFoundError: [Errno 2] No such file or directory: 'weights' (handler.py:2)"
+        assert (described["state"], described["brokenReason"]) == ("broken", reason)
+        answer, _ = await scene.predict(b"5")
+        assert (answer.status, answer.json["reason"]) == (503, "load_failed")
+        assert answer.json["hint"] == f"The last one: {reason}. Scale the model or register it again to retry."
+        assert answer.json["death_id"] == described["deaths"][0]["id"]
+        weights.write_text("yes")
+        again = await scene.manage(*call)
+        assert again.status == 200, again.body
+        answer, _ = await scene.predict(b"5")
+        assert answer.body == b"5"
+        (described,) = (await scene.manage("GET", "/models/m")).json
+        assert described["state"] == "ready"
+        assert "brokenReason" not in described
+        assert len(described["deaths"]) == 1
+
+
+async def test_a_model_that_works_cannot_be_registered_again(tmp_path: Path) -> None:
+    async with serving(tmp_path, GROWS) as scene:
+        assert (await scene.manage("POST", "/models?url=m")).status == 409
+
+
+# -- forked from the warm template -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"), [("segfault", "crash"), ("hang", "response_timeout"), ("exit", "exit"), ("kill", "killed")]
+)
+async def test_a_forked_worker_is_known_as_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str, cause: str
+) -> None:
+    (tmp_path / "packages").mkdir()
+    (tmp_path / "packages" / "torch.py").write_text("def set_num_threads(count): pass\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "packages"))
+    config = "responseTimeout: 1\n"
+    async with serving(tmp_path, f"import torch\n{DIES}", config, warm_start=True) as scene:
+        answer, seconds = await scene.predict(how.encode())
+        assert seconds < (1 if how == "hang" else 0) + PROMPTLY
+        assert answer.json["reason"] == cause
+        death = await scene.latest()
+        assert death["cause"] == cause
+        assert death.get("location", {}).get("line") == {"segfault": 8, "hang": 22}.get(how)
