@@ -75,6 +75,8 @@ def _device_is_lost() -> bool:
         if torch is None or not torch.cuda.is_initialized():
             return False
         torch.cuda.synchronize()
+    except AttributeError:  # something else of that name
+        return False
     except RuntimeError:  # what was asked of the device before has failed, and so will all that comes
         return True
     return False
