@@ -122,7 +122,8 @@ def name_cause(exit_: Exit, ending: Ending, *, roots: Sequence[str], loaded: boo
         return _by_signal(exit_, signal, roots)
     raised = last_exception(exit_.last_lines, roots) if exit_.code == 1 else None
     if raised is None:
-        return Verdict(Cause.EXIT, f"{exit_}: code that it ran called exit")
+        called = "code that it ran called exit" if exit_.code else "SIGTERM asked it to go, or its code called exit"
+        return Verdict(Cause.EXIT, f"{exit_}: {called}")
     return _by_exception(raised, roots, loaded=loaded)
 
 
@@ -185,7 +186,7 @@ def _kill(exit_: Exit) -> Verdict:
     if exit_.killed:
         return Verdict(Cause.PROTOCOL_ERROR, "it closed its connection but did not end, so the server killed it")
     if exit_.oom_kills:
-        return Verdict(Cause.OOM_KILL, f"{text} by the kernel, for lack of memory in its control group")
+        return Verdict(Cause.OOM_KILL, f"{text} by the kernel, for lack of memory")
     if exit_.oom_kills is None:
         return Verdict(Cause.OOM_KILL, f"{text}, probably by the kernel for lack of memory: the count cannot be read")
     return Verdict(Cause.KILLED, f"{text}, which somebody sent: the kernel counts no kill for lack of memory")

@@ -362,7 +362,8 @@ class WorkerPool:
             self._arm(deadline)
         since = self._without_worker_since
         if since is not None and self._clock.time() >= since + self.recipe.response_timeout:
-            self._refuse_waiting(self.no_worker())
+            failing = any(recovery.failing for recovery in self._recoveries.values())
+            self._refuse_waiting(blame(self.no_worker(), self.last_death if failing else None))
         self._pump()
 
     def _note_readiness(self) -> None:

@@ -18,20 +18,25 @@ _PAGE = os.sysconf("SC_PAGE_SIZE")
 _KILLS = re.compile(r"^oom_kill (\d+)", re.MULTILINE)
 
 
-def oom_kill_file(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Path("/proc/self/cgroup")) -> Path | None:
-    """The file in which the kernel counts kills for lack of memory, of this process's control group.
+def oom_kill_file(
+    cgroups: Path = Path("/sys/fs/cgroup"),
+    membership: Path = Path("/proc/self/cgroup"),
+    machine: Path = Path("/proc/vmstat"),
+) -> Path | None:
+    """The file in which the kernel counts kills for lack of memory, of this process's control group if it has one.
 
     Args:
         cgroups: where control groups are mounted.
         membership: the file that names this process's groups.
+        machine: where the kills of the whole machine are counted.
 
     Returns:
-        ``memory.events`` of version 2, ``memory.oom_control`` of version 1, or None.
+        ``memory.events`` of version 2, ``memory.oom_control`` of version 1, that of the machine, or None.
     """
     try:
         lines = membership.read_text().splitlines()
     except OSError:
-        return None
+        lines = []
     for line in sorted(lines, key=lambda line: ":memory:" not in line):  # where both are mounted, version 1 has it
         _, controllers, path = [*line.split(":", 2), "", ""][:3]
         if controllers not in ("", "memory"):
@@ -41,7 +46,7 @@ def oom_kill_file(cgroups: Path = Path("/sys/fs/cgroup"), membership: Path = Pat
         for group in (root / path.lstrip("/"), root):
             if _read_kills(group / name) is not None:
                 return group / name
-    return None
+    return machine if _read_kills(machine) is not None else None
 
 
 def _read_kills(file: Path | None) -> int | None:

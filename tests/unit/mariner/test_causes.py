@@ -54,7 +54,7 @@ def cause_of(exit_: Exit, ending: Ending | None = None, *, loaded: bool = True) 
 @pytest.mark.parametrize(
     ("exit_", "cause", "summary"),
     [
-        (Exit(0), Cause.EXIT, "it exited with code 0: code that it ran called exit"),
+        (Exit(0), Cause.EXIT, "it exited with code 0: SIGTERM asked it to go, or its code called exit"),
         (Exit(3), Cause.EXIT, "it exited with code 3: code that it ran called exit"),
         (Exit(1), Cause.EXIT, "it exited with code 1: code that it ran called exit"),
         (Exit(None), Cause.UNKNOWN, "it lost its connection"),
@@ -82,7 +82,7 @@ def cause_of(exit_: Exit, ending: Ending | None = None, *, loaded: bool = True) 
         (
             Exit(-9, oom_kills=1),
             Cause.OOM_KILL,
-            "it was killed by signal 9 (SIGKILL) by the kernel, for lack of memory in its control group",
+            "it was killed by signal 9 (SIGKILL) by the kernel, for lack of memory",
         ),
         (
             Exit(-9, oom_kills=0),
@@ -97,7 +97,7 @@ def cause_of(exit_: Exit, ending: Ending | None = None, *, loaded: bool = True) 
         (
             Exit(None, oom_kills=1),  # of a fork, whose template was killed as well
             Cause.OOM_KILL,
-            "it was killed by signal 9 (SIGKILL) by the kernel, for lack of memory in its control group",
+            "it was killed by signal 9 (SIGKILL) by the kernel, for lack of memory",
         ),
         (
             Exit(-9, killed=True),

@@ -114,7 +114,7 @@ def test_a_certificate_is_shown_with_all_that_is_known() -> None:
         "workerState": "ready",
         "uptimeSeconds": 12.34,
         "cause": "oom_kill",
-        "summary": "it was killed by signal 9 (SIGKILL) by the kernel, for lack of memory in its control group",
+        "summary": "it was killed by signal 9 (SIGKILL) by the kernel, for lack of memory",
         "signal": "SIGKILL",
         "gpu": 2,
         "oomKills": 1,
@@ -281,6 +281,18 @@ async def test_a_crash_loop_backs_off_then_the_model_is_broken_with_the_reason()
     assert "The last one: it exited with code 3: code that it ran called exit." in raised.value.hint
     await s.start()
     assert s.pool.ready
+
+
+async def test_who_waits_in_vain_for_a_model_that_fails_to_load_is_told_why() -> None:
+    s = Scene()
+    s.engine.loads = False
+    process = await s.start()
+    await s.ask()
+    process.loaded("no weights", ok=False, exception="ValueError: no weights", file="handler.py", line=5)
+    await s.clock.advance(11.0)
+    (error,) = s.outcomes
+    assert isinstance(error, NoWorker)
+    assert (error.reason, error.death_id) == ("load_failed", s.deaths[0].id)
 
 
 async def test_an_error_that_is_about_no_death_names_none() -> None:

@@ -27,12 +27,15 @@ def test_the_file_that_counts_kills_is_found(tmp_path: Path, membership: str, fi
     (groups / file).parent.mkdir(parents=True)
     (groups / file).write_text((V1 if file.endswith("oom_control") else V2).format(0))
     member.write_text(membership)
-    place = oom_kill_file(groups, member)
+    place = oom_kill_file(groups, member, tmp_path / "none")
     assert (place is not None and place.resolve() == groups / file) is found
 
 
-def test_a_machine_without_control_groups_has_no_such_file(tmp_path: Path) -> None:
-    assert oom_kill_file(tmp_path, tmp_path / "none") is None
+def test_without_control_groups_the_machine_counts(tmp_path: Path) -> None:
+    machine = tmp_path / "vmstat"
+    assert oom_kill_file(tmp_path, tmp_path / "none", machine) is None
+    machine.write_text("nr_free_pages 5\noom_kill 2\n")
+    assert oom_kill_file(tmp_path, tmp_path / "none", machine) == machine
 
 
 async def test_a_process_has_a_curve_until_it_is_forgotten() -> None:
