@@ -46,16 +46,19 @@ class Ending:
         cause: why the server ends it, None if it does not.
         why: the same in words.
         failure: what the worker said of a model it could not load.
+        hung: it did not answer in time; what it says from then on is void.
     """
 
     cause: Cause | None = None
     why: str = ""
     failure: Loaded | None = None
+    hung: bool = False
 
     def decide(self, cause: Cause, why: str) -> None:
         """The server ends it; the first reason counts."""
         if self.cause is None:
             self.cause, self.why = cause, why
+            self.hung = cause in (Cause.RESPONSE_TIMEOUT, Cause.STARTUP_TIMEOUT)
 
 
 class Verdict(NamedTuple):
@@ -113,8 +116,7 @@ def name_cause(exit_: Exit, ending: Ending, *, roots: Sequence[str], loaded: boo
     if ending.failure is not None:
         return _by_exception(_reported(ending.failure, roots), roots, loaded=False)
     if ending.cause is not None:
-        hung = ending.cause in (Cause.RESPONSE_TIMEOUT, Cause.STARTUP_TIMEOUT)
-        stack = (last_stack(exit_.last_lines, roots) if hung else None) or _NO_PLACE
+        stack = (last_stack(exit_.last_lines, roots) if ending.hung else None) or _NO_PLACE
         at = f"; it was at {stack.place}" if stack.place else ""
         return Verdict(ending.cause, _without_paths(ending.why, roots) + at, stack)
     signal = signal_name(exit_.code)
@@ -174,17 +176,19 @@ def _by_signal(exit_: Exit, signal: str, roots: Sequence[str]) -> Verdict:
     if signal in _CRASHES:
         return _crash(exit_, signal, last_stack(exit_.last_lines, roots) or _NO_PLACE)
     if signal == "SIGKILL" or exit_.oom_kills:
-        return _kill(exit_)
+        return _kill(exit_, roots)
     if signal:
         return Verdict(Cause.KILLED, f"{exit_} ({signal}), which somebody sent")
     return Verdict(Cause.UNKNOWN, str(exit_))
 
 
-def _kill(exit_: Exit) -> Verdict:
+def _kill(exit_: Exit, roots: Sequence[str]) -> Verdict:
     """The kernel and people kill alike; only the kernel counts."""
     text = "it was killed by signal 9 (SIGKILL)"
-    if exit_.killed:
-        return Verdict(Cause.PROTOCOL_ERROR, "it closed its connection but did not end, so the server killed it")
+    if exit_.killed:  # it was on its way out, and a thread or an exit handler kept it
+        if (raised := last_exception(exit_.last_lines, roots)) is not None:
+            return _by_exception(raised, roots, loaded=True)
+        return Verdict(Cause.EXIT, "it closed its connection, as code that calls exit does, but did not end")
     if exit_.oom_kills:
         return Verdict(Cause.OOM_KILL, f"{text} by the kernel, for lack of memory")
     if exit_.oom_kills is None:

@@ -35,7 +35,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 KEPT = 20  # certificates of one version
-KEPT_VERSIONS = 200  # a model that is registered and fails again and again, each time by another name, has an end
+KEPT_VERSIONS = 64  # with a certificate; whoever registers what fails by ever new names fills no memory
 REQUESTS = 50  # of one certificate
 LINE_LENGTH = 500  # characters of a line of standard error; the list of extension modules alone has thousands
 MIB = 1 << 20

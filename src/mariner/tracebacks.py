@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 __all__ = ["Raised", "last_exception", "last_stack", "shorten"]
 
-_FRAME = re.compile(r'\s+File "(.+)", line (\d+)(?:,? in (.+))?')
+_FRAME = re.compile(r'\s+File "(.+)", line (\d{1,9})(?:,? in (.+))?')
 _EXCEPTION = re.compile(r"([A-Za-z_][\w.]*)(?:: (.*))?")
 _STACK = re.compile(r"(?:Current thread .*|Stack) \(most recent call first\):")  # what faulthandler writes above one
 _INSTALLED = re.compile(r".*/(?:site-packages|dist-packages|python3\.\d+)/")

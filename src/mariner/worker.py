@@ -12,6 +12,7 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mariner.batching import JobQueue
@@ -237,8 +238,7 @@ class Worker:
         """Ends the process; one that hangs is asked where, and takes nothing more."""
         self._ending.decide(cause, why)
         if self._process is not None:
-            hangs = cause in (Cause.RESPONSE_TIMEOUT, Cause.STARTUP_TIMEOUT)
-            self._process.kill(ask=STACK_SIGNAL if hangs else 0)
+            self._process.kill(ask=STACK_SIGNAL if self._ending.hung else 0)
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
@@ -316,6 +316,8 @@ class Worker:
 
     def received(self, data: Buffer) -> None:
         """Bytes from the process; see :class:`mariner.engines.Receiver`."""
+        if self._ending.hung:
+            return  # the signal that asks for its stack may have woken it
         try:
             for frame in self._decoder.feed(data):
                 self._handle(frame)
@@ -391,6 +393,8 @@ class Worker:
 
     def exited(self, exit_: Exit) -> None:
         """The process is gone: answers what it was running, puts back what it had not begun."""
+        if self._ending.hung and self._batches:  # woken, it may have gone on to others
+            exit_ = replace(exit_, running_batch=next(iter(self._batches)))
         lost = list(self._jobs.values())
         self._certify(exit_, lost)
         self._process = None

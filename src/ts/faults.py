@@ -6,11 +6,12 @@ import faulthandler
 import os
 import sys
 import traceback
+from contextlib import suppress
 from typing import NamedTuple
 
 from ts.wire import STACK_SIGNAL
 
-__all__ = ["Place", "dump_stacks", "end_if_device_is_lost", "locate"]
+__all__ = ["Place", "dump_stacks", "end_if_device_is_lost", "locate", "tell_device_state"]
 
 
 class Place(NamedTuple):
@@ -65,8 +66,18 @@ def end_if_device_is_lost(error: BaseException) -> None:
     """
     if "CUDA" not in _printed(error) or not _device_is_lost():
         return
+    tell_device_state()
     traceback.print_exception(type(error), error, error.__traceback__, file=sys.stderr)
     raise SystemExit(1) from error
+
+
+def tell_device_state() -> None:
+    """Writes to standard error what PyTorch holds of the memory of its GPU; nothing if it uses none."""
+    cuda = getattr(sys.modules.get("torch"), "cuda", None)
+    with suppress(AttributeError, RuntimeError):  # nothing of that name, or the device answers no more
+        if cuda is not None and cuda.is_initialized():
+            device, held = cuda.current_device(), (cuda.memory_allocated(), cuda.memory_reserved())
+            sys.stderr.write("CUDA device {}: {} bytes allocated, {} bytes reserved by PyTorch\n".format(device, *held))
 
 
 def _device_is_lost() -> bool:

@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ts.faults import dump_stacks, locate
+from ts.faults import dump_stacks, locate, tell_device_state
 from ts.loader import enter_model_dir, load_service
 from ts.service import Service, out_of_memory
 from ts.wire import (
@@ -268,6 +268,7 @@ class Worker:
             self._service = load_service(load, outbox.send_piece, bodies=self._bodies, sink=outbox.add_sample)
         except BaseException as error:  # noqa: BLE001  # also sys.exit(): the server must hear why there is no model
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            tell_device_state()
             sys.stderr.write(f"{text}Backend worker process died.\n")
             exhausted = out_of_memory(error) if isinstance(error, (MemoryError, RuntimeError)) else False
             message = "System out of memory" if exhausted else _one_line(error)

@@ -101,8 +101,13 @@ def cause_of(exit_: Exit, ending: Ending | None = None, *, loaded: bool = True) 
         ),
         (
             Exit(-9, killed=True),
-            Cause.PROTOCOL_ERROR,
-            "it closed its connection but did not end, so the server killed it",
+            Cause.EXIT,
+            "it closed its connection, as code that calls exit does, but did not end",
+        ),
+        (
+            Exit(-9, 0, (*TRACEBACK, "KeyError: 'x'"), killed=True),
+            Cause.EXCEPTION,
+            "it raised KeyError: 'x' (handler.py:12)",
         ),
     ],
 )
@@ -180,7 +185,8 @@ def test_an_import_that_fails_in_a_running_worker_is_an_exception() -> None:
 
 
 def test_why_the_server_ended_it_counts_more_than_how_it_ended() -> None:
-    late = Ending(Cause.RESPONSE_TIMEOUT, "it gave no answer within 2 s (responseTimeout)")
+    late = Ending()
+    late.decide(Cause.RESPONSE_TIMEOUT, "it gave no answer within 2 s (responseTimeout)")
     verdict = cause_of(Exit(-9, 1, STACK, killed=True), late)
     assert verdict.summary == "it gave no answer within 2 s (responseTimeout); it was at handler.py:7"
     assert verdict.raised == Raised("", "", "handler.py", 7, "handle")

@@ -216,16 +216,24 @@ async def test_a_worker_that_hangs_is_asked_where_and_gets_nothing_more() -> Non
     assert s.deaths[0].cause is Cause.RESPONSE_TIMEOUT
 
 
-async def test_a_worker_that_is_being_killed_takes_no_work_though_it_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_worker_that_is_asked_where_it_hangs_takes_no_work_and_its_answer_is_void(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     s = Scene()
     process = await s.start()
     monkeypatch.setattr(process, "kill", lambda ask: None)  # it has its moment to say where it is
     await s.ask()
     await s.clock.advance(10.0)
-    process.reply(process.batches[0], b"late")
+    process.reply(process.batches[0], b"late")  # the signal woke it
     await s.ask()
-    assert len(s.outcomes) == 1
+    assert s.outcomes == []
     assert len(process.batches) == 1
+    process.die(-9, killed=True)
+    await settle()
+    (error,) = s.outcomes  # the other request waits for the next process
+    assert isinstance(error, WorkerDied)
+    assert error.reason == "response_timeout"
+    assert s.deaths[0].requests == (("r", 5, True),)
 
 
 @pytest.mark.parametrize("code", [0, None])

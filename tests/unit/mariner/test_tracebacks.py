@@ -42,7 +42,15 @@ def test_output_that_goes_on_after_a_traceback_does_not_end_with_it() -> None:
     assert last_exception([*printed("no luck"), *["going on"] * 10], ()) is None
 
 
-@pytest.mark.parametrize("lines", [(), ("nothing",), ('  File "/a.py", line 1, in f', "    source")])
+@pytest.mark.parametrize(
+    "lines",
+    [
+        (),
+        ("nothing",),
+        (f'  File "a", line {"9" * 5000}, in f', "E: x"),
+        ('  File "/a.py", line 1, in f', "    source"),
+    ],
+)
 def test_what_is_no_traceback_names_no_exception(lines: tuple[str, ...]) -> None:
     assert last_exception(lines, ROOTS) is None
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ts.faults import Place, end_if_device_is_lost, locate
+from ts.faults import Place, end_if_device_is_lost, locate, tell_device_state
 
 
 def raised_by(source: str, file: Path) -> BaseException:
@@ -50,7 +50,8 @@ def torch_with(*, initialized: bool, lost: bool) -> Any:
         if lost:
             raise RuntimeError("CUDA error: device-side assert triggered")
 
-    return SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: initialized, synchronize=synchronize))
+    numbers = {"current_device": lambda: 1, "memory_allocated": lambda: 500, "memory_reserved": lambda: 700}
+    return SimpleNamespace(cuda=SimpleNamespace(is_initialized=lambda: initialized, synchronize=synchronize, **numbers))
 
 
 def test_a_lost_device_ends_the_process_and_leaves_the_traceback(
@@ -59,7 +60,21 @@ def test_a_lost_device_ends_the_process_and_leaves_the_traceback(
     monkeypatch.setitem(sys.modules, "torch", torch_with(initialized=True, lost=True))
     with pytest.raises(SystemExit, match="1"):
         end_if_device_is_lost(RuntimeError("CUDA error: device-side assert triggered"))
-    assert capsys.readouterr().err.endswith("RuntimeError: CUDA error: device-side assert triggered\n")
+    assert capsys.readouterr().err == (
+        "CUDA device 1: 500 bytes allocated, 700 bytes reserved by PyTorch\n"
+        "RuntimeError: CUDA error: device-side assert triggered\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "torch", [None, SimpleNamespace(cuda=SimpleNamespace()), torch_with(initialized=False, lost=False)]
+)
+def test_without_a_gpu_in_use_there_is_no_state_to_tell(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], torch: Any
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch", torch)
+    tell_device_state()
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

@@ -153,7 +153,11 @@ SCHEMAS: dict[str, Schema] = {
             "signal": text("Name of the signal that ended it."),
             "exception": record({"type": TEXT, "message": TEXT}),
             "location": record(
-                {"file": text("Relative to the archive, if it is part of it."), "line": integer(""), "function": TEXT}
+                {
+                    "file": text("Relative to the archive, if it is part of it."),
+                    "line": integer("From 1 on."),
+                    "function": TEXT,
+                }
             ),
             "gpu": integer("Index of its GPU."),
             "oomKills": integer("Kills for lack of memory that the kernel counted in the seconds before."),
