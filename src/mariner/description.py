@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePosixPath
@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any
 
 from mariner.archive.manifest import Manifest
+from mariner.deaths import DeathCertificate, describe_death
 from mariner.errors import InternalError, MarinerError
 from mariner.jobs import Job, Outcome, Request, pack_headers
 from mariner.lifecycle import State
@@ -22,11 +23,17 @@ from mariner.worker import Clock, Worker
 
 __all__ = ["Metadata", "ask_for_metadata", "describe_version", "read_metadata"]
 
+DEATHS_SHOWN = 3  # the rest is at the path of the deaths
 DESCRIBE_TIMEOUT = 30.0  # seconds that a handler may take to describe itself before the description does without
 
 
 def describe_version(
-    version: ModelVersion, *, has_gpu: bool, clock: Clock, gpu_usage: Mapping[int, str] = MappingProxyType({})
+    version: ModelVersion,
+    *,
+    has_gpu: bool,
+    clock: Clock,
+    gpu_usage: Mapping[int, str] = MappingProxyType({}),
+    deaths: Sequence[DeathCertificate] = (),
 ) -> dict[str, Any]:
     """One entry of the describe answer.
 
@@ -35,6 +42,7 @@ def describe_version(
         has_gpu: the machine has an accelerator.
         clock: the clock that the workers were started by.
         gpu_usage: how busy each GPU is, in words.
+        deaths: of its workers, latest first.
     """
     settings, yaml, pool = version.settings, version.settings.config, version.pool
     stateful = bool(yaml.sequence_batching)
@@ -70,6 +78,8 @@ def describe_version(
             "pendingRequests": pool.waiting,
         },
         "state": pool.readiness.value,  # ours, as below
+        **({"brokenReason": pool.last_death.summary} if pool.broken and pool.last_death else {}),
+        **({"deaths": [describe_death(death, brief=True) for death in deaths[:DEATHS_SHOWN]]} if deaths else {}),
     }
 
 

@@ -62,13 +62,15 @@ class MarinerError(Exception):
         status: HTTP status of the answer.
         wire_name: ``type`` member of the error body.
         reason: machine-readable cause, an additive member of the body; empty when the type says it all.
+        death_id: certificate of the death that is to blame, an additive member of the body; empty if there is none.
         hint: what to do next, an additive member of the body.
         retry_after: seconds after which a retry makes sense; becomes the ``Retry-After`` header.
     """
 
     status: int = 500  # on the instance where the answer decides it (a handler's code, out of memory)
     wire_name: ClassVar[str] = "InternalServerException"
-    reason: ClassVar[str] = ""
+    reason: str = ""  # on the instance where a death decides it
+    death_id: str = ""
 
     def __init__(self, message: str, *, hint: str = "", retry_after: float | None = None) -> None:
         super().__init__(message)

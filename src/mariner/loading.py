@@ -18,6 +18,7 @@ from mariner.archive.read import Archive, derive_model_name, open_archive
 from mariner.archive.s3 import sign_get
 from mariner.batching import make_queue
 from mariner.config import Config
+from mariner.deaths import DeathCertificate, DeathRegister
 from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, threads_per_worker
 from mariner.engines import Engine
 from mariner.errors import BadRequest, InvalidArchive
@@ -47,6 +48,7 @@ class ModelLoader:
         metrics: counts what happens in their pools.
         accelerators: the devices of this machine.
         temp_dir: where archives are unpacked.
+        deaths: keeps the death certificates of their workers.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class ModelLoader:
         metrics: Metrics,
         accelerators: Accelerators,
         temp_dir: Path,
+        deaths: DeathRegister,
     ) -> None:
         self._config = config
         self._engine = engine
@@ -65,7 +68,7 @@ class ModelLoader:
         self._accelerators = accelerators
         self._temp_dir = temp_dir
         self._devices = DeviceAssigner(accelerators.count)
-        self._observer = _Observer(metrics, clock, self._devices)
+        self._observer = _Observer(metrics, clock, self._devices, deaths)
         self._next_worker = itertools.count(config.initial_worker_port).__next__
 
     async def open(self, url: str, options: RegisterOptions, *, reuse: bool = False) -> Archive:
@@ -270,12 +273,13 @@ def _runtime(name: str | None) -> str | None:
 
 
 class _Observer(PoolObserver):
-    """Counts what happens in pools, and takes back the devices of workers that have gone."""
+    """Counts what happens in pools, keeps death certificates, and takes back the devices of workers that have gone."""
 
-    def __init__(self, metrics: Metrics, clock: Clock, devices: DeviceAssigner) -> None:
+    def __init__(self, metrics: Metrics, clock: Clock, devices: DeviceAssigner, deaths: DeathRegister) -> None:
         self._metrics = metrics
         self._clock = clock
         self._devices = devices
+        self._deaths = deaths
 
     def finished(self, pool: WorkerPool, job: Job, reply: Reply, batch_size: int) -> None:
         if not reply.failed:
@@ -288,6 +292,10 @@ class _Observer(PoolObserver):
 
     def sampled(self, pool: WorkerPool, worker: Worker, sample: Sample) -> None:  # noqa: ARG002
         self._metrics.worker_sample(*sample)
+
+    def died(self, pool: WorkerPool, worker: Worker, certificate: DeathCertificate) -> None:  # noqa: ARG002
+        self._deaths.add(certificate)
+        self._metrics.worker_died(certificate.model, certificate.version, certificate.cause.value)
 
     def gone(self, pool: WorkerPool, worker: Worker) -> None:
         self._devices.release(f"{pool.recipe.model}/{pool.recipe.version}", worker.load.gpu_id)

@@ -14,6 +14,7 @@ from typing import Any
 from mariner.archive.read import Archive, list_archives
 from mariner.bodies import Slot
 from mariner.config import Config
+from mariner.deaths import DeathCertificate, DeathRegister
 from mariner.description import Metadata, ask_for_metadata, describe_version, read_metadata
 from mariner.devices import Accelerators, read_gpu_usage
 from mariner.engines import Engine
@@ -94,11 +95,18 @@ class ModelServer:
         self._arriving: list[ModelVersion] = []  # not registered yet; their workers start
         self._reloading = asyncio.Lock()
         self._not_loaded: set[str] = set()  # urls of initial models whose archive could not be used
+        self._deaths = DeathRegister()
         self._engine = engine
         self._clock = clock
         self._accelerators = accelerators
         self._loader = ModelLoader(
-            config, engine=engine, clock=clock, metrics=metrics, accelerators=accelerators, temp_dir=temp_dir
+            config,
+            engine=engine,
+            clock=clock,
+            metrics=metrics,
+            accelerators=accelerators,
+            temp_dir=temp_dir,
+            deaths=self._deaths,
         )
         metrics.watch_queues(self._queue_depths)
 
@@ -304,7 +312,13 @@ class ModelServer:
         """Registers a version of an open archive; it has no workers yet."""
         try:
             version = self._loader.make(url, archive, options, at_startup=at_startup)
-            self.registry.add(version)
+            old = self._broken(version.name, version.version)
+            if old is None:
+                self.registry.add(version)
+            else:
+                self.registry.replace(old, version)
+                log.info("%s is registered anew in the place of one whose workers failed too often.", _title(old))
+                await self._retire(old, keep_download=True)
             log.debug("Adding new version %s for model %s", version.version, version.name)
             if self.registry.is_default(version):
                 log.debug("Setting default version to %s for model %s", version.version, version.name)
@@ -312,6 +326,14 @@ class ModelServer:
             await asyncio.to_thread(archive.remove)
             raise
         return version
+
+    def _broken(self, name: str, number: str) -> ModelVersion | None:
+        """The registered version of that number, if none of its workers will come without help."""
+        try:
+            found = self.registry.get(name, number)
+        except NotFound:
+            return None
+        return found if found.pool.broken else None
 
     async def _start(self, version: ModelVersion) -> None:
         """Gives a registered version its packages and workers, or takes it out again."""
@@ -481,7 +503,16 @@ class ModelServer:
         if any(worker.load.gpu_id is not None for each in found for worker in each.pool.workers):
             usage = await asyncio.to_thread(read_gpu_usage, self._accelerators.ids)
         has_gpu = self._accelerators.count > 0
-        descriptions = [describe_version(each, has_gpu=has_gpu, clock=self._clock, gpu_usage=usage) for each in found]
+        descriptions = [
+            describe_version(
+                each,
+                has_gpu=has_gpu,
+                clock=self._clock,
+                gpu_usage=usage,
+                deaths=self._deaths.of(each.name, each.version),
+            )
+            for each in found
+        ]
         if customized and (metadata := await ask_for_metadata(found[0], self._clock)):
             descriptions[0]["customizedMetadata"] = metadata
         return descriptions
@@ -493,6 +524,20 @@ class ModelServer:
             ModelNotFound, VersionNotFound: there is no such model or version.
         """
         return self._loader.explain(self.registry.get(name, version))
+
+    def deaths(self, name: str, version: str | None) -> tuple[str, Sequence[DeathCertificate]]:
+        """A version and the death certificates of its workers, latest first; also of one that is no longer registered.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version, and no worker of one has died.
+        """
+        try:
+            found = self.registry.get(name, version).version
+        except NotFound:
+            found = version or self._deaths.latest_version(name) or ""
+            if not self._deaths.of(name, found):
+                raise
+        return found, self._deaths.of(name, found)
 
     def worker_pids(self) -> list[int]:
         """The processes of all workers."""

@@ -12,13 +12,14 @@ import math
 import time
 
 from mariner.batching import JobQueue
+from mariner.deaths import Death, DeathCertificate, blame, log_death
 from mariner.engines import Engine
 from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
 from mariner.recipe import Recipe
 from mariner.recycling import Places, Recycler
-from mariner.worker import Clock, Death, Worker
+from mariner.worker import Clock, Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
 
@@ -45,6 +46,9 @@ class PoolObserver:
     def gone(self, pool: WorkerPool, worker: Worker) -> None:
         """A worker was removed; it never comes back."""
 
+    def died(self, pool: WorkerPool, worker: Worker, certificate: DeathCertificate) -> None:
+        """The process of a worker ended, and not because it was asked to."""
+
 
 class WorkerPool:
     """The workers of one model version.
@@ -66,6 +70,7 @@ class WorkerPool:
         self.min_workers = 0
         self.max_workers = 0
         self.draining = False
+        self.last_death: DeathCertificate | None = None
         self._engine = engine
         self._clock = clock
         self._observer = observer or PoolObserver()
@@ -153,11 +158,13 @@ class WorkerPool:
         )
 
     def _broken_error(self) -> NoWorker:
-        return NoWorker(
+        cause = f"The last one: {self.last_death.summary}. " if self.last_death is not None else ""
+        error = NoWorker(
             f'Model "{self.recipe.model}" has no worker to serve inference request: its workers failed too often and '
             "are not started again.",
-            hint="The server's log has the reason. Scale the model or register it again to retry.",
+            hint=f"{cause}Scale the model or register it again to retry.",
         )
+        return blame(error, self.last_death)
 
     # -- scaling ------------------------------------------------------------------------------------------------------
 
@@ -315,11 +322,12 @@ class WorkerPool:
 
     def _start_failed(self, worker: Worker, death: Death) -> WorkerStartFailed:
         cause = death.message.replace(worker.load.model_dir, ".")  # clients learn no paths of this machine
-        return WorkerStartFailed(
+        error = WorkerStartFailed(
             f"Failed to start workers for model {self.recipe.model} version: {self.recipe.version}",
             out_of_memory=death.out_of_memory,
             hint=cause,
         )
+        return blame(error, worker.certificate)
 
     # -- feeding ------------------------------------------------------------------------------------------------------
 
@@ -369,7 +377,8 @@ class WorkerPool:
             self._arm(deadline)
         since = self._without_worker_since
         if since is not None and self._clock.time() >= since + self.recipe.response_timeout:
-            self._refuse_waiting(self.no_worker())
+            failing = any(recovery.failing for recovery in self._recoveries.values())
+            self._refuse_waiting(blame(self.no_worker(), self.last_death if failing else None))
         self._pump()
 
     def _note_readiness(self) -> None:
@@ -417,6 +426,12 @@ class WorkerPool:
     def sampled(self, worker: Worker, sample: Sample) -> None:
         """A metric was updated."""
         self._observer.sampled(self, worker, sample)
+
+    def died(self, worker: Worker, certificate: DeathCertificate) -> None:
+        """A process ended, and not because it was asked to."""
+        self.last_death = certificate
+        log_death(certificate)
+        self._observer.died(self, worker, certificate)
 
     # -- going --------------------------------------------------------------------------------------------------------
 

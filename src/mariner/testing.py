@@ -133,6 +133,7 @@ class FakeProcess:
         batches: every batch it was sent, oldest first.
         finishing: it was asked to finish.
         killed: it was killed.
+        asked: the signal that asked it for its stack before, 0 for none.
     """
 
     def __init__(self, engine: FakeEngine, spec: WorkerSpec, receiver: Receiver, pid: int) -> None:
@@ -142,6 +143,7 @@ class FakeProcess:
         self.frames = 0
         self.finishing = False
         self.killed = False
+        self.asked = 0
         self.alive = True
         self._engine = engine
         self._receiver = receiver
@@ -177,14 +179,15 @@ class FakeProcess:
         if not self._open:
             self.die(0)
 
-    def kill(self) -> None:
+    def kill(self, *, ask: int = 0) -> None:
         """The server ends it."""
         self.killed = True
+        self.asked = ask
         self.die(-9)
 
-    def loaded(self, message: str = "", *, ok: bool = True, out_of_memory: bool = False) -> None:
-        """Says how loading went."""
-        self._say(encode_json(FrameKind.LOADED, Loaded(ok, message, out_of_memory)))
+    def loaded(self, message: str = "", *, ok: bool = True, out_of_memory: bool = False, **more: Any) -> None:
+        """Says how loading went; ``more`` are further fields of :class:`ts.wire.Loaded`."""
+        self._say(encode_json(FrameKind.LOADED, Loaded(ok, message, out_of_memory, **more)))
 
     def reply(self, batch: Batch, *bodies: bytes, more: bool = False, seconds: float = 0.001) -> None:
         """Answers each job of ``batch`` with a body; the last one for all that are left."""
@@ -202,12 +205,18 @@ class FakeProcess:
         """Sends any replies."""
         self._say(encode_frame(FrameKind.REPLIES, [part for reply in replies for part in encode_reply(reply)]))
 
-    def die(self, code: int | None = 1, *, last_lines: tuple[str, ...] = ()) -> None:
-        """Ends; the oldest unanswered batch counts as the one that was running."""
+    def die(self, code: int | None = 1, *, last_lines: tuple[str, ...] = (), **more: Any) -> None:
+        """Ends; the oldest unanswered batch counts as the one that was running.
+
+        Args:
+            code: see :class:`mariner.engines.Exit`.
+            last_lines: of its standard error.
+            more: further attributes of the exit.
+        """
         if self.alive:
             self.alive = False
             running = self._open[0].id if self._open else 0
-            asyncio.get_running_loop().call_soon(self._receiver.exited, Exit(code, running, last_lines))
+            asyncio.get_running_loop().call_soon(self._receiver.exited, Exit(code, running, last_lines, **more))
 
     def _run(self) -> None:
         assert self._engine.handler is not None

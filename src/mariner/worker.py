@@ -12,14 +12,18 @@ import logging
 import math
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Protocol
 
 from mariner.batching import JobQueue
+from mariner.causes import Cause, Ending
+from mariner.deaths import Death, DeathCertificate, HeldRequest, blame, issue
 from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import RequestTimeout, WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
 from ts.wire import (
+    STACK_SIGNAL,
     Batch,
     Frame,
     FrameDecoder,
@@ -34,7 +38,7 @@ from ts.wire import (
     encode_predict,
 )
 
-__all__ = ["Clock", "Death", "Owner", "Worker"]
+__all__ = ["Clock", "Owner", "Worker"]
 
 log = logging.getLogger(__name__)
 
@@ -74,15 +78,8 @@ class Owner(Protocol):
     def sampled(self, worker: Worker, sample: Sample) -> None:
         """A metric was updated in the worker."""
 
-
-class Death(Exception):
-    """The process of a worker ended, or never came to life."""
-
-    def __init__(self, message: str, *, loaded: bool, out_of_memory: bool = False) -> None:
-        super().__init__(message)
-        self.message = message
-        self.loaded = loaded
-        self.out_of_memory = out_of_memory
+    def died(self, worker: Worker, certificate: DeathCertificate) -> None:
+        """Its process ended, and not because it was asked to."""
 
 
 class _Batch:
@@ -139,6 +136,7 @@ class Worker:
         self.cost = 0.0  # estimated seconds per batch; 0 until a batch has been measured
         self.answered = False  # the current process gave at least one good answer
         self.stopping = False  # it was asked to go: it must not be restarted
+        self.certificate: DeathCertificate | None = None  # of the latest process that ended
         self._unanswered = 0  # times in a row that no answer came in time
         self._engine = engine
         self._queue = queue
@@ -160,7 +158,7 @@ class Worker:
         self._last_batch = self._last_job = 0
         self.answered = False
         self._head_since = 0.0  # when the batch that runs now began, or last gave a sign of life
-        self._why_killed = ""
+        self._ending = Ending()
         self._loaded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -218,11 +216,13 @@ class Worker:
             await asyncio.wait(outcomes, return_when=asyncio.FIRST_COMPLETED)
         except Exception as error:
             log.exception("%s could not be started.", self.spec.name)
-            raise Death(f"its process could not be created: {error}", loaded=False) from error
+            self._ending.decide(Cause.NOT_STARTED, f"its process could not be created: {error}")
+            self._certify(Exit(None), [])
+            raise Death(self._cause(), loaded=False) from error
         finally:
             self._cancel_timer()
         if not self._loaded.done():
-            raise Death(self._cause(self._ended.result()), loaded=False)
+            raise Death(self._cause(), loaded=False)
         self._loaded.result()
         if self.state is State.LOADING:
             self.move(Event.LOADED)
@@ -230,8 +230,8 @@ class Worker:
 
     async def ended(self) -> Death:
         """Waits for the end of the process; by then its jobs have been answered or put back."""
-        exit_ = await self._ended
-        return Death(self._cause(exit_), loaded=self._loaded.done() and self._loaded.exception() is None)
+        await self._ended
+        return Death(self._cause(), loaded=self._has_loaded)
 
     def finish(self) -> None:
         """Asks the process to go when it has answered what it has; it gets nothing more."""
@@ -241,11 +241,11 @@ class Worker:
         elif self._process is not None:
             self._process.finish()
 
-    def kill(self, why: str) -> None:
-        """Ends the process."""
-        self._why_killed = self._why_killed or why
+    def kill(self, why: str, cause: Cause = Cause.ENDED) -> None:
+        """Ends the process; one that hangs is asked where, and takes nothing more."""
+        self._ending.decide(cause, why)
         if self._process is not None:
-            self._process.kill()
+            self._process.kill(ask=STACK_SIGNAL if self._ending.hung else 0)
 
     # -- work ---------------------------------------------------------------------------------------------------------
 
@@ -266,7 +266,7 @@ class Worker:
         return len(taken)
 
     def _has_room(self) -> bool:
-        if self.state is not State.READY or self._process is None:
+        if self.state is not State.READY or self._process is None or self._ending.cause:
             return False
         count = len(self._batches)
         if self._overlap:
@@ -323,12 +323,14 @@ class Worker:
 
     def received(self, data: Buffer) -> None:
         """Bytes from the process; see :class:`mariner.engines.Receiver`."""
+        if self._ending.hung:
+            return  # the signal that asks for its stack may have woken it
         try:
             for frame in self._decoder.feed(data):
                 self._handle(frame)
         except (WireError, ValueError, TypeError, KeyError) as error:
             log.exception("%s sent what cannot be understood and is ended.", self.spec.name)
-            self.kill(f"it sent what cannot be understood: {error}")
+            self.kill(f"it sent what cannot be understood: {error}", Cause.PROTOCOL_ERROR)
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is FrameKind.REPLIES:
@@ -357,6 +359,7 @@ class Worker:
         if loaded.ok:
             self._loaded.set_result(True)
         else:
+            self._ending.failure = loaded
             self._loaded.set_exception(Death(loaded.message, loaded=False, out_of_memory=loaded.out_of_memory))
 
     def _deliver(self, reply: Reply) -> None:
@@ -397,11 +400,14 @@ class Worker:
 
     def exited(self, exit_: Exit) -> None:
         """The process is gone: answers what it was running, puts back what it had not begun."""
+        if self._ending.hung and self._batches:  # woken, it may have gone on to others
+            exit_ = replace(exit_, running_batch=next(iter(self._batches)))
+        lost = list(self._jobs.values())
+        self._certify(exit_, lost)
         self._process = None
         self._cancel_timer()
-        error = WorkerDied("Worker died.", hint=f"{self.spec.name}: {self._cause(exit_)}.")
+        error = blame(WorkerDied("Worker died.", hint=f"{self.spec.name}: {self._cause()}."), self.certificate)
         untouched: list[Job] = []
-        lost = list(self._jobs.values())
         if not self._overlap:
             self._queue.ahead -= sum(batch.size for batch in list(self._batches.values())[1:])
         self._batches, self._jobs = {}, {}
@@ -423,8 +429,23 @@ class Worker:
         self._ended.set_result(exit_)
         self._owner.has_room(self)
 
-    def _cause(self, exit_: Exit) -> str:
-        return self._why_killed or str(exit_)
+    def _certify(self, exit_: Exit, lost: Sequence[tuple[Job, _Batch]]) -> None:
+        """Writes down what the process died of, and reports it unless it ended as it was asked to."""
+        running = exit_.running_batch
+        held = [HeldRequest.of(job, running=bool(self._overlap) or batch.id == running) for job, batch in lost]
+        uptime = self._clock.time() - self.started_at
+        who = {"worker": self.spec.name, "worker_id": self.id, "pid": self.pid, "state": self.state.value}
+        self.certificate = issue(exit_, self._ending, self.load, held, loaded=self._has_loaded, uptime=uptime, **who)
+        if lost or not self.stopping or not (exit_.code == 0 or self._ending.cause):
+            self._owner.died(self, self.certificate)
+
+    @property
+    def _has_loaded(self) -> bool:
+        return self._loaded.done() and self._loaded.exception() is None
+
+    def _cause(self) -> str:
+        """What is told of the latest end."""
+        return self.certificate.summary if self.certificate is not None else ""
 
     # -- timers -------------------------------------------------------------------------------------------------------
 
@@ -434,10 +455,11 @@ class Worker:
             self._timer = None
 
     def _too_slow_to_start(self) -> None:
-        self.kill(f"its process said nothing for {SPAWN_TIMEOUT:g} s")
+        self.kill(f"its process said nothing for {SPAWN_TIMEOUT:g} s", Cause.STARTUP_TIMEOUT)
 
     def _too_slow_to_load(self) -> None:
-        self.kill(f"it did not load the model within {self._startup_timeout:g} s (startupTimeout)")
+        why = f"it did not load the model within {self._startup_timeout:g} s (startupTimeout)"
+        self.kill(why, Cause.STARTUP_TIMEOUT)
 
     def _check_response(self) -> None:
         """One timer per worker, not per batch: it looks when the head began and waits for the rest."""
@@ -452,7 +474,8 @@ class Worker:
                 "%s gave no answer within %g s (responseTimeout). Number or consecutive unsuccessful inference %d",
                 *(self.spec.name, self._response_timeout, self._unanswered),
             )
-            self.kill(f"it gave no answer within {self._response_timeout:g} s (responseTimeout)")
+            why = f"it gave no answer within {self._response_timeout:g} s (responseTimeout)"
+            self.kill(why, Cause.RESPONSE_TIMEOUT)
         else:
             self._timer = self._clock.call_at(due, self._check_response)
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from ts.content import decode_value, encode_output
 from ts.context import Context, RequestProcessor
 from ts.errors import PredictionException
+from ts.faults import end_if_device_is_lost
 from ts.isolation import isolate
 from ts.wire import Batch, Reply, Request, Shared, pack_headers
 
@@ -183,6 +184,7 @@ class Service:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
+            end_if_device_is_lost(error)
             return self._fail(jobs, error)
         finally:
             self._streams = {}  # a task that the handler left behind streams to nobody
@@ -236,6 +238,7 @@ class Service:
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
+            end_if_device_is_lost(error)
             if self._isolates and len(jobs) > 1 and self._streams is None:
                 return _one_line(error)
             return self._fail(jobs, error)

@@ -29,6 +29,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 __all__ = [
+    "STACK_SIGNAL",
     "VERSION",
     "Batch",
     "Frame",
@@ -55,7 +56,10 @@ __all__ = [
     "unpack_headers",
 ]
 
-VERSION = 1
+VERSION = 2
+
+STACK_SIGNAL = 61
+"""Asks a worker for its stack, on its standard error. A real-time signal: handlers and libraries use the others."""
 
 Buffer = bytes | bytearray | memoryview
 
@@ -217,12 +221,20 @@ class Loaded:
         message: "loaded model NAME", or what went wrong in one line.
         out_of_memory: loading failed for lack of (device) memory: the answer is 507 instead of 500.
         traceback: the handler's traceback, for the log only.
+        exception: its class and message in one line.
+        file: where it came from, see :class:`ts.faults.Place`.
+        line: of that file.
+        function: in that file.
     """
 
     ok: bool
     message: str
     out_of_memory: bool = False
     traceback: str = ""
+    exception: str = ""
+    file: str = ""
+    line: int = 0
+    function: str = ""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ts.faults import dump_stacks, locate, tell_device_state
 from ts.loader import enter_model_dir, load_service
 from ts.service import Service, out_of_memory
 from ts.wire import (
@@ -267,12 +268,14 @@ class Worker:
             self._service = load_service(load, outbox.send_piece, bodies=self._bodies, sink=outbox.add_sample)
         except BaseException as error:  # noqa: BLE001  # also sys.exit(): the server must hear why there is no model
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
+            tell_device_state()
             sys.stderr.write(f"{text}Backend worker process died.\n")
             exhausted = out_of_memory(error) if isinstance(error, (MemoryError, RuntimeError)) else False
             message = "System out of memory" if exhausted else _one_line(error)
             for directory in (os.path.realpath(load.model_dir), load.model_dir):
                 message = message.replace(directory, ".")  # clients see it, and learn no paths of this machine
-            outbox.send_json(FrameKind.LOADED, Loaded(False, message, exhausted, text))
+            place = locate(error, load.model_dir)
+            outbox.send_json(FrameKind.LOADED, Loaded(False, message, exhausted, text, _one_line(error), *place))
             return False
         # What exists now stays: collections need not look at it again.
         gc.collect()
@@ -388,6 +391,7 @@ def run(socket_fd: int, status_fd: int, bodies_fd: int | None) -> int:
     """
     detach()
     _configure_output()
+    dump_stacks()
     connection = _inherited_socket(socket_fd)
     status = _map(status_fd, 8, mmap.PROT_READ | mmap.PROT_WRITE)
     bodies = None if bodies_fd is None else memoryview(_map(bodies_fd, 0, mmap.PROT_READ))

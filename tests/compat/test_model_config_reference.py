@@ -215,7 +215,8 @@ async def test_10_loading_has_a_timeout_of_its_own(tmp_path: Path) -> None:
         answer = await ask(server, "POST", "/models?url=patient&initial_workers=1", kind=Listener.MANAGEMENT)
         assert answer.status == 200
         answer = await ask(server, "POST", "/models?url=hasty&initial_workers=1", kind=Listener.MANAGEMENT)
-        assert (answer.status, answer.json["hint"]) == (500, "it did not load the model within 1 s (startupTimeout)")
+        late = "it did not load the model within 1 s (startupTimeout); it was at handler.py:6"
+        assert (answer.status, answer.json["hint"]) == (500, late)
 
 
 # -- how values are read ---------------------------------------------------------------------------------------------

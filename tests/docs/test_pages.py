@@ -14,6 +14,7 @@ import tomllib
 from mariner import metrics
 from mariner.archive import model_config_page
 from mariner.batching import POLICIES
+from mariner.causes import Cause
 from mariner.lifecycle import DEATHS_BEFORE_PARKING, RESTART_DELAYS
 
 ROOT = Path(__file__).parents[2]
@@ -147,6 +148,11 @@ def test_the_page_on_dead_workers_tells_the_restart_schedule() -> None:
     text = " ".join(page("docs/how-to/debug-a-dead-worker.md").split())
     assert ", ".join(f"{delay:g}" for delay in RESTART_DELAYS[:6]) + " …" in text
     assert {10: "ten"}[DEATHS_BEFORE_PARKING] + " deaths" in text
+
+
+def test_the_page_on_dead_workers_explains_each_cause() -> None:
+    rows = re.findall(r"^\| `(\w+)` \|", page("docs/how-to/debug-a-dead-worker.md"), flags=re.MULTILINE)
+    assert sorted(rows) == sorted(cause.value for cause in Cause)
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from ts.wire import (
     FrameDecoder,
     FrameKind,
     Load,
+    Loaded,
     Part,
     Reply,
     Request,
@@ -137,7 +138,7 @@ def single(batch_id: int, body: bytes | Shared, content_type: str = "text/plain"
 
 
 def test_batches_of_one_frame_are_answered_by_job_id(worker: WorkerProcess) -> None:
-    assert worker.load("echo") == {"ok": True, "message": "loaded model net", "out_of_memory": False, "traceback": ""}
+    assert Loaded(**worker.load("echo")) == Loaded(True, "loaded model net")
     pair = Batch(3, [(7, request("a", b"seven")), (8, request("b", b"eight"))])
     worker.send(single(1, b"one"), single(2, b'{"two": 2}', "application/json"), pair)
     answers = {reply.job_id: reply.body for reply in worker.replies(4)}

@@ -42,11 +42,18 @@ class Exit:
         code: exit code, negative for a signal as ``subprocess`` has it, None if it is unknown.
         running_batch: id of the batch that was running, 0 for none.
         last_lines: the end of its standard error.
+        memory: seconds before the end and resident bytes, oldest first, about one sample each second.
+        oom_kills: kills for lack of memory that the kernel counted in the last seconds; None if that is unknown, or if
+            something else ended the process.
+        killed: the server killed it.
     """
 
     code: int | None
     running_batch: int = 0
     last_lines: tuple[str, ...] = ()
+    memory: tuple[tuple[float, int], ...] = ()
+    oom_kills: int | None = None
+    killed: bool = False
 
     def __str__(self) -> str:
         """The exit in words."""
@@ -80,8 +87,12 @@ class Process(Protocol):
     def finish(self) -> None:
         """Says that nothing more will come: the process answers what it has and exits."""
 
-    def kill(self) -> None:
-        """Ends the process at once."""
+    def kill(self, *, ask: int = 0) -> None:
+        """Ends the process.
+
+        Args:
+            ask: a signal on which it writes down where it is; it gets a moment for that. 0 ends it at once.
+        """
 
 
 class Engine(Protocol):

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import mmap
 import os
+import signal
 import socket
 import struct
 import sys
@@ -20,6 +21,7 @@ from functools import partial
 from typing import cast
 
 from mariner.engines import THREAD_VARIABLES, Buffer, Exit, Process, Receiver, WorkerSpec
+from mariner.engines.memory import MemoryWatch, oom_kill_file
 from mariner.engines.output import Child, Output, Pipe
 from mariner.engines.template import WarmTemplate
 
@@ -30,6 +32,8 @@ log = logging.getLogger(__name__)
 _LAST_LINES = 50  # kept of each worker's standard error, to tell why it died
 _SOCKET_BUFFER = 1 << 20  # bytes; a frame of ordinary requests fits, so that neither side waits for the other
 _EXIT_GRACE = 1.0  # seconds that a process may live after it closed its socket
+_OUTPUT_GRACE = 0.3  # seconds for what it wrote last; a child of its own may hold the stream open for ever
+_ASK_SECONDS = 0.2  # for a process to write its stack, which takes a few milliseconds
 
 OutputSink = Callable[[str, str, str], None]
 """Takes worker name, stream name (``stdout`` or ``stderr``) and one line."""
@@ -49,6 +53,7 @@ class LocalEngine:
         self._template: asyncio.Task[WarmTemplate] | None = None
         self._template_environment: dict[str, str] = {}
         self._template_works = True
+        self._memory = MemoryWatch(oom_kill_file())
 
     async def start(self, spec: WorkerSpec, receiver: Receiver) -> Process:
         """Starts a child process; see :class:`mariner.engines.Engine`."""
@@ -57,7 +62,7 @@ class LocalEngine:
         status_fd = os.memfd_create(f"mariner-{spec.name}", os.MFD_CLOEXEC)
         os.ftruncate(status_fd, mmap.PAGESIZE)
         status = mmap.mmap(status_fd, mmap.PAGESIZE, access=mmap.ACCESS_READ)
-        process = _LocalProcess(spec.name, receiver, status, self._on_output)
+        process = _LocalProcess(spec.name, receiver, status, self._on_output, self._memory)
         try:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
@@ -136,17 +141,22 @@ class LocalEngine:
 class _LocalProcess:
     """One child: its pipe, its socket and the order in which they end."""
 
-    def __init__(self, name: str, receiver: Receiver, status: mmap.mmap, on_output: OutputSink) -> None:
+    def __init__(
+        self, name: str, receiver: Receiver, status: mmap.mmap, on_output: OutputSink, memory: MemoryWatch
+    ) -> None:
         self._name = name
         self._receiver = receiver
         self._status = status
         self._on_output = on_output
+        self._memory = memory
         self._errors: deque[str] = deque(maxlen=_LAST_LINES)
         self._child: Child | None = None
         self._channel: asyncio.WriteTransport | None = None
         self._fd = -1
         self._channel_lost = False
         self._child_exited = False
+        self._errors_ended = False
+        self._killed = False
         self._code: int | None = None
         self._reported = False
 
@@ -175,14 +185,22 @@ class _LocalProcess:
         if self._channel is not None and not self._channel_lost and self._channel.can_write_eof():
             self._channel.write_eof()
 
-    def kill(self) -> None:
-        if self._child is not None and not self._child_exited:
+    def kill(self, *, ask: int = 0) -> None:
+        if self._child is None or self._child_exited:
+            return
+        if ask:
+            with suppress(ProcessLookupError):
+                self._child.send_signal(ask)
+            asyncio.get_running_loop().call_later(_ASK_SECONDS, self.kill)
+        else:
+            self._killed = True
             self._child.kill()
 
     # -- what the transports call ---------------------------------------------------------------------------------
 
     def attach(self, child: Child) -> None:
         self._child = child
+        self._memory.add(self.pid)
 
     def channel_made(self, channel: asyncio.WriteTransport) -> None:
         self._channel = channel
@@ -194,7 +212,7 @@ class _LocalProcess:
     def channel_lost(self) -> None:
         self._channel_lost = True
         if self._child_exited:
-            self._report()
+            self._report_soon()
         else:  # a process without a connection is of no use, however it may have happened
             asyncio.get_running_loop().call_later(_EXIT_GRACE, self.kill)
 
@@ -202,7 +220,7 @@ class _LocalProcess:
         self._child_exited = True
         self._code = None if self._child is None else self._child.get_returncode()
         if self._channel_lost or self._channel is None:
-            self._report()
+            self._report_soon()
         else:  # what it had sent is still in the socket; a grandchild may hold the other end open
             asyncio.get_running_loop().call_later(_EXIT_GRACE, self._channel.abort)
 
@@ -216,13 +234,28 @@ class _LocalProcess:
             self._errors.append(text)
         self._on_output(self._name, stream, text)
 
+    def stream_ended(self, stream: str) -> None:
+        self._errors_ended = self._errors_ended or stream == "stderr"
+        if self._errors_ended and self._child_exited and (self._channel_lost or self._channel is None):
+            self._report()
+
+    def _report_soon(self) -> None:
+        """When the last lines are there, which say why."""
+        if self._errors_ended:
+            self._report()
+        else:
+            asyncio.get_running_loop().call_later(_OUTPUT_GRACE, self._report)
+
     def _report(self) -> None:
         if self._reported:
             return
         self._reported = True
         (running,) = struct.unpack_from("<Q", self._status)
         self._status.close()
-        self._receiver.exited(Exit(self._code, running, tuple(self._errors)))
+        unexplained = self._code in {None, -signal.SIGKILL} and not self._killed
+        kills = self._memory.recent_kills() if unexplained else None
+        curve = self._memory.remove(self.pid)
+        self._receiver.exited(Exit(self._code, running, tuple(self._errors), curve, kills, self._killed))
 
 
 class _Channel(asyncio.Protocol):

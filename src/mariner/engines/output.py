@@ -19,6 +19,8 @@ class Child(Protocol):
 
     def kill(self) -> None: ...
 
+    def send_signal(self, signal: int, /) -> None: ...
+
     def close(self) -> None: ...
 
 
@@ -30,6 +32,9 @@ class Process(Protocol):
 
     def line(self, stream: str, text: str) -> None:
         """It printed a line to ``stdout`` or ``stderr``."""
+
+    def stream_ended(self, stream: str) -> None:
+        """Nothing more comes of ``stdout`` or ``stderr``."""
 
     def child_exited(self) -> None:
         """It has ended; its output may still come."""
@@ -62,6 +67,7 @@ class Output(asyncio.SubprocessProtocol):
     def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002
         if self._rest.get(fd):
             self._process.line(self._STREAMS[fd], self._rest.pop(fd).decode("utf-8", "replace"))
+        self._process.stream_ended(self._STREAMS[fd])
 
     def process_exited(self) -> None:
         self._process.child_exited()

@@ -53,9 +53,13 @@ class ForkedChild:
 
     def kill(self) -> None:
         """Ends it at once."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, signal_: int) -> None:
+        """Sends it a signal."""
         if self._pidfd >= 0:
             with suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(self._pidfd, signal_)
 
     def close(self) -> None:
         """Frees what names it."""
@@ -158,6 +162,9 @@ class WarmTemplate:
     def attach(self, child: Child) -> None:
         """The process runs."""
         self._process = child
+
+    def stream_ended(self, stream: str) -> None:
+        """Its output is told line by line; the end of it means nothing."""
 
     def child_exited(self) -> None:
         """It has ended, which the socket tells, too."""

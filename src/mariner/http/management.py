@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from mariner.deaths import describe_death
 from mariner.errors import BadRequest, ModelNotFound
 from mariner.http.exchange import Exchange
 from mariner.http.messages import JSON, Response, json_response, read_parameters, read_query, status_response
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from mariner.auth import Access
     from mariner.model_server import ModelServer
 
-__all__ = ["describe", "list_models", "register", "renew_key", "scale", "set_default", "unregister"]
+__all__ = ["deaths", "describe", "list_models", "register", "renew_key", "scale", "set_default", "unregister"]
 
 _INTEGER = re.compile(r"[+-]?[0-9]{1,10}")
 _RUNTIMES = frozenset({"python", "python3", "LSP"})
@@ -111,6 +112,13 @@ async def describe(server: ModelServer, exchange: Exchange, model: str, version:
             explained = server.explain(model, entry["modelVersion"])
             entry["settings"] = {row.key: {"value": row.value, "from": row.place} for row in explained}
     return json_response(described)
+
+
+async def deaths(server: ModelServer, _exchange: Exchange, model: str, version: str | None = None) -> Response:
+    """Death certificates of the workers of a version, latest first."""
+    found, certificates = server.deaths(model, version)
+    shown = [describe_death(certificate) for certificate in certificates]
+    return json_response({"modelName": model, "modelVersion": found, "deaths": shown})
 
 
 async def scale(server: ModelServer, exchange: Exchange, model: str, version: str | None = None) -> Response:

@@ -356,6 +356,8 @@ def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = 
         body["reason"] = error.reason
     if error.hint:
         body["hint"] = error.hint
+    if error.death_id:
+        body["death_id"] = error.death_id
     body["request_id"] = exchange.id
     if exchange.target.startswith(_KSERVE):
         body["error"] = error.message

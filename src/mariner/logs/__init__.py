@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from mariner.logs.console import MODEL_LOG, STARTED, announce, configure, relay
+from mariner.logs.console import BLOCK, MODEL_LOG, STARTED, announce, configure, relay
 from mariner.logs.files import MODEL_METRICS, SERVER_METRICS, AccessLog, LogFiles, client_part, request_part
 
 __all__ = [
+    "BLOCK",
     "MODEL_LOG",
     "MODEL_METRICS",
     "SERVER_METRICS",

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, TextIO
 from mariner.config import Config, LogFormat, LogLevel
 from mariner.errors import ConfigurationError
 
-__all__ = ["CONTROL", "MODEL_LOG", "SOURCE", "STARTED", "announce", "configure", "relay"]
+__all__ = ["BLOCK", "CONTROL", "MODEL_LOG", "SOURCE", "STARTED", "announce", "configure", "relay"]
 
 if TYPE_CHECKING:
     _Handler = logging.StreamHandler[TextIO]
@@ -26,7 +26,8 @@ STARTED: Final = "Model server started."
 """The line scripts wait for; on a console it stands alone, without time and level."""
 
 SOURCE, _BARE = "source", "bare"  # attributes of our records: who wrote a worker's line; "as it is, please"
-_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", SOURCE, _BARE}
+BLOCK: Final = "block"  # another: indented lines that follow, as those of a traceback do
+_KNOWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName", SOURCE, _BARE, BLOCK}
 # One event is one line, and no client can write a second one or speak to the terminal.
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160)) if chr(code) != "\t"}
 
@@ -112,6 +113,8 @@ class _ConsoleFormatter(logging.Formatter):
         source = getattr(record, SOURCE, None) or record.name.removeprefix("mariner.")
         time = datetime.fromtimestamp(record.created, tz=UTC).astimezone()
         line = f"{time:%Y-%m-%dT%H:%M:%S},{int(record.msecs):03d} {record.levelname:<7} {source} - {text}"
+        if block := getattr(record, BLOCK, None):
+            line += f"\n{block.translate(CONTROL | {10: chr(10)})}"
         if record.exc_info:
             line += f"\n{self.formatException(record.exc_info).translate(CONTROL | {10: chr(10)})}"
         return line

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from mariner.errors import ConfigurationError
-from mariner.logs.console import CONTROL, MODEL_LOG, SOURCE
+from mariner.logs.console import BLOCK, CONTROL, MODEL_LOG, SOURCE
 from mariner.logs.rolling import LineWriter, RollingFile
 
 __all__ = [
@@ -34,7 +34,7 @@ MODEL_METRICS: Final = "model_metrics.log"
 
 _LEVELS = {"WARNING": "WARN", "CRITICAL": "FATAL"}
 _MOST_ENDS = 4096  # of access lines that are kept; a status and some milliseconds each
-_KEEP_LINES = CONTROL | {10: "\n"}  # a traceback has several
+_KEEP_LINES = CONTROL | {10: "\n"}  # a traceback has several, and so has a block
 
 
 def _stamp(millisecond: int) -> str:
@@ -208,6 +208,8 @@ class _FileHandler(logging.Handler):
         thread = getattr(record, SOURCE, None) or ("main" if record.threadName == "MainThread" else record.threadName)
         text = record.getMessage().translate(CONTROL)
         line = f"{_stamp(int(record.created * 1000))} [{level:<5}] {thread} {record.name} - {text}\n"
+        if block := getattr(record, BLOCK, None):
+            line += f"{block.translate(_KEEP_LINES)}\n"
         if record.exc_info:
             line += f"{logging.Formatter().formatException(record.exc_info).translate(_KEEP_LINES)}\n"
         return line.encode("utf-8", "replace")

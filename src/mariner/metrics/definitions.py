@@ -117,6 +117,7 @@ METRICS: tuple[Definition, ...] = (
     ),
     Definition("mariner_batch_size", _H, "Count", _OWN, _O, "Size of the batch, seen by each request.", SIZE_BUCKETS),
     Definition("mariner_queue_depth", _G, "Count", _OWN, _O, "Requests of the version that wait for a worker."),
+    Definition("mariner_worker_deaths_total", _C, "Count", (*_OWN, "cause"), _O, "Workers that died, by cause."),
 )
 
 BUILT_IN = {row.name: row for row in METRICS}

@@ -113,7 +113,8 @@ model_metrics:         # of handlers; Hostname is not listed
   left out.
 
 In the tables, `model_version` is the version that the request named, or `default` if it named none; for
-`mariner_queue_depth` it is the version that the requests wait for.
+`mariner_queue_depth` and `mariner_worker_deaths_total` it is the version itself. `cause` is one of those of
+[Find out why a worker died](../how-to/debug-a-dead-worker.md).
 """
 
 _REST = """

@@ -173,6 +173,10 @@ class Metrics:
         """A worker (``W-9000-model_1.0``) has its model."""
         self.record("WorkerLoadTime", (worker_name, *self._host), int(seconds * 1e3))
 
+    def worker_died(self, model: str, version: str, cause: str) -> None:
+        """A worker of that version ended without having been asked to."""
+        self.record("mariner_worker_deaths_total", (model, version, cause), 1)
+
     def worker_sample(
         self,
         name: str,

@@ -34,6 +34,16 @@ def _describe(prefix: str, *unknown: str) -> Operation:
     )
 
 
+def _deaths(prefix: str, *unknown: str) -> Operation:
+    return Operation(
+        f"{prefix}modelDeaths",
+        "Models",
+        {200: Answer("Death certificates, latest first.", reference("Deaths"))},
+        (*unknown, *ALWAYS),
+        description="Certificates stay when the model is unregistered, until the server stops.",
+    )
+
+
 def _scale(prefix: str, *unknown: str) -> Operation:
     status = reference("Status")
     return Operation(
@@ -122,6 +132,8 @@ MANAGEMENT: Table = {
         "put": _scale("", "UnknownModel"),
         "delete": _unregister("", "UnknownModel"),
     },
+    "/models/{model_name}/deaths": {"get": _deaths("", "UnknownModel")},
+    "/models/{model_name}/{model_version}/deaths": {"get": _deaths("version_", "UnknownModel", "UnknownVersion")},
     "/models/{model_name}/{model_version}": {
         "get": _describe("version_", "UnknownModel", "UnknownVersion"),
         "put": _scale("version_", "UnknownModel", "UnknownVersion"),

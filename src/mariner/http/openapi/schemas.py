@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mariner.causes import Cause
 from mariner.lifecycle import Readiness, State
 
 __all__ = ["ANYTHING", "BINARY", "BOOLEAN", "SCHEMAS", "TEXT", "Schema", "array", "integer", "reference", "text"]
@@ -80,10 +81,11 @@ SCHEMAS: dict[str, Schema] = {
             "message": text("What happened, and to what."),
             "reason": text("The cause, for programs, where the type leaves it open."),
             "hint": text("What to do next."),
+            "death_id": text("Certificate of the worker's death that is to blame; see /models/{model_name}/deaths."),
             "request_id": text("Id of the request, as in the header x-request-id.", format="uuid"),
             "error": text("The message once more, where clients of KServe look for it."),
         },
-        optional=("reason", "hint", "error"),
+        optional=("reason", "hint", "death_id", "error"),
     ),
     "ModelList": record(
         {
@@ -130,6 +132,8 @@ SCHEMAS: dict[str, Schema] = {
                 }
             ),
             "state": text("Whether its workers, together, can answer.", enum=_READINESS),
+            "brokenReason": text("Why its last worker failed, if none will come without help."),
+            "deaths": array(reference("Death"), description="The latest, without standard error and memory."),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
             "settings": {
                 "type": "object",
@@ -139,7 +143,45 @@ SCHEMAS: dict[str, Schema] = {
                 ),
             },
         },
-        optional=("deviceIds", "customizedMetadata", "settings"),
+        optional=("deviceIds", "brokenReason", "deaths", "customizedMetadata", "settings"),
+    ),
+    "Deaths": record({"modelName": TEXT, "modelVersion": TEXT, "deaths": array(reference("Death"))}),
+    "Death": record(
+        {
+            "id": text("Names the certificate in answers and in the log."),
+            "time": text("Of the death.", format="date-time"),
+            "workerId": TEXT,
+            "pid": integer("Process id; 0 if there was no process."),
+            "workerState": text("What the worker was doing.", enum=[state.value for state in State]),
+            "uptimeSeconds": {"type": "number", "description": "How long it had lived."},
+            "cause": text("What it died of, for programs.", enum=[cause.value for cause in Cause]),
+            "summary": text("The same, for people."),
+            "exitCode": integer("Of the process; absent if a signal ended it, or nobody knows."),
+            "signal": text("Name of the signal that ended it."),
+            "exception": record({"type": TEXT, "message": TEXT}),
+            "location": record(
+                {
+                    "file": text("Relative to the archive, if it is part of it."),
+                    "line": integer("From 1 on."),
+                    "function": TEXT,
+                }
+            ),
+            "gpu": integer("Index of its GPU."),
+            "oomKills": integer("Kills for lack of memory that the kernel counted in the seconds before."),
+            "requests": array(
+                record({"id": TEXT, "size": integer("Bytes."), "running": flag("The handler had it; else it waited.")}),
+                description="What the worker had.",
+            ),
+            "moreRequests": integer("How many it had besides."),
+            "memory": array(
+                record({"secondsBefore": {"type": "number"}, "bytes": integer("Resident memory.")}),
+                description="Up to a minute before the death.",
+            ),
+            "stderr": array(TEXT, description="The last 50 lines."),
+        },
+        optional=(
+            *("exitCode", "signal", "exception", "location", "gpu", "oomKills", "moreRequests", "memory", "stderr"),
+        ),
     ),
     "Worker": record(
         {
