@@ -75,11 +75,19 @@ class JobQueue(ABC):
         self._earliest_deadline = min(self._earliest_deadline, job.deadline)
 
     def put_back(self, jobs: Iterable[Job]) -> None:
-        """Returns jobs that a worker did not begin to the head, in their old order; never refused."""
-        for job in reversed(list(jobs)):
+        """Returns jobs to the head, in their old order; never refused.
+
+        Suspects come before the others, and after those that wait already: the smaller parts of a batch that killed
+        its worker run after the larger ones, most of which are innocent.
+        """
+        returned = sorted(jobs, key=lambda job: job.suspicion is None)
+        for job in returned:
             job.state = JobState.WAITING
-            self._jobs.appendleft(job)
             self._earliest_deadline = min(self._earliest_deadline, job.deadline)
+        first = []
+        while self._jobs and self._jobs[0].suspicion is not None:
+            first.append(self._jobs.popleft())
+        self._jobs.extendleft(reversed([*first, *returned]))
 
     def take(self, *, partial: bool = True) -> list[Job]:
         """The next batch, or an empty list if none is due.
@@ -98,7 +106,7 @@ class JobQueue(ABC):
                 continue
             if job.alone:
                 if not batch:
-                    return [job]
+                    return [job, *self._take_mates(job)]
                 self._jobs.appendleft(job)  # what was collected goes now, this one next
                 return batch
             batch.append(job)
@@ -106,6 +114,15 @@ class JobQueue(ABC):
             self._jobs.extendleft(reversed(batch))
             return []
         return batch
+
+    def _take_mates(self, first: Job) -> list[Job]:
+        """The other jobs that are under the same suspicion as the one just taken; they wait right behind it."""
+        mates = []
+        while first.suspicion is not None and self._jobs and self._jobs[0].suspicion is first.suspicion:
+            job = self._jobs.popleft()
+            if job.state is JobState.WAITING:
+                mates.append(job)
+        return mates
 
     @abstractmethod
     def due(self, oldest: Job, now: float) -> bool:

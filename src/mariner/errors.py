@@ -20,6 +20,7 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     │   └── Draining
     ├── RequestTimeout
     ├── WorkerDied            the process that ran the request is gone
+    │   └── Quarantined
     ├── WorkerStartFailed
     └── ConfigurationError    the server cannot start as it is configured
 """
@@ -46,6 +47,7 @@ __all__ = [
     "NotFound",
     "PayloadTooLarge",
     "PredictionFailed",
+    "Quarantined",
     "QueueFull",
     "RequestTimeout",
     "ServiceUnavailable",
@@ -216,9 +218,25 @@ class Draining(ServiceUnavailable):
 
 
 class WorkerDied(MarinerError):
-    """The worker ended or was ended while the request was running in it."""
+    """The worker ended or was ended while the request was running in it.
+
+    Attributes:
+        certificate: id of the death certificate, "" if there is none; an additive member of the body.
+    """
 
     reason = "worker_died"
+
+    def __init__(
+        self, message: str, *, hint: str = "", retry_after: float | None = None, certificate: str = ""
+    ) -> None:
+        super().__init__(message, hint=hint, retry_after=retry_after)
+        self.certificate = certificate
+
+
+class Quarantined(WorkerDied):
+    """An identical request killed two workers; this one was not run."""
+
+    reason = "quarantined"
 
 
 class WorkerStartFailed(MarinerError):

@@ -13,9 +13,10 @@ import time
 
 from mariner.batching import JobQueue
 from mariner.engines import Engine
-from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
+from mariner.errors import Draining, MarinerError, NoWorker, WorkerDied, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
+from mariner.quarantine import Quarantine
 from mariner.recipe import Recipe
 from mariner.worker import Clock, Death, Worker
 
@@ -64,6 +65,7 @@ class WorkerPool:
         self.workers: list[Worker] = []  # oldest first
         self.min_workers = 0
         self.max_workers = 0
+        self.quarantine = Quarantine(f'Model "{recipe.model}"', recipe.quarantine_time, clock.time)
         self.draining = False
         self._engine = engine
         self._clock = clock
@@ -121,6 +123,7 @@ class WorkerPool:
 
         Raises:
             Draining, NoWorker, QueueFull: it cannot be served now.
+            Quarantined: it is known to kill workers.
         """
         if self.draining:
             raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
@@ -130,6 +133,8 @@ class WorkerPool:
             raise self._broken_error()
         if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
             raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.")
+        if self.quarantine.inmates:
+            self.quarantine.check(job)
         self.queue.put(job)
         if job.deadline < self._timer_at:
             self._arm(job.deadline)
@@ -253,7 +258,9 @@ class WorkerPool:
             if worker.answered:
                 recovery.answered()
             again = "Auto recovery failed again" if recovery.failing else f"{RECOVERING}{time.time() * 1000:.0f}"
-            delay = recovery.died() if reason.loaded else recovery.load_failed(self._clock.time())
+            delay = (
+                recovery.died(suspected=worker.suspected) if reason.loaded else recovery.load_failed(self._clock.time())
+            )
             worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
             self._settle(worker, self._start_failed(worker, reason))
             self._note_readiness()
@@ -403,6 +410,10 @@ class WorkerPool:
         """A metric was updated."""
         self._observer.sampled(self, worker, sample)
 
+    def convicted(self, job: Job, error: WorkerDied) -> None:
+        """A job has killed a second worker: what is identical to it is kept out."""
+        self.quarantine.add(job, error.certificate)
+
     # -- going --------------------------------------------------------------------------------------------------------
 
     async def drain(self, timeout: float) -> bool:
@@ -434,7 +445,7 @@ class WorkerPool:
         self._overdue = True
         self._refuse_waiting(self._stopped_error())
         for worker in self._keepers:
-            worker.kill("it did not finish in time")
+            worker.kill("it did not finish in time", overdue=True)
         self._progressed.set()
 
     def _stopped_error(self) -> Draining:

@@ -33,6 +33,7 @@ class Recipe:
         retry_window: seconds during which loading may fail.
         overlap: most requests that a worker runs side by side; 0 if it runs one batch after the other.
         job_ticket: a request is taken only if a worker is idle.
+        quarantine_time: seconds for which a request that has killed two workers is not run again; 0 for none.
     """
 
     model: str
@@ -45,6 +46,7 @@ class Recipe:
     retry_window: float
     overlap: int = 0
     job_ticket: bool = False
+    quarantine_time: float = 0.0
 
 
 def make_recipe(
@@ -112,6 +114,7 @@ def make_recipe(
         retry_window=settings.retry_window,
         overlap=settings.overlap,
         job_ticket=settings.job_ticket,
+        quarantine_time=config.quarantine_time,
     )
 
 

@@ -1,8 +1,7 @@
 """One worker as the server sees it: starts its process, loads the model, keeps a short window of batches with it.
 
-Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched; only the batch
-that was running is lost (all of them, where batches overlap). Whether and when the worker starts again is the pool's
-business.
+Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched;
+:mod:`mariner.suspects` decides about those it ran. Whether and when the worker starts again is the pool's business.
 """
 
 from __future__ import annotations
@@ -11,7 +10,7 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from mariner.batching import JobQueue
@@ -19,6 +18,7 @@ from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import RequestTimeout, WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
+from mariner.suspects import triage
 from ts.wire import (
     Batch,
     Frame,
@@ -45,7 +45,6 @@ MAX_AHEAD = 64  # batches in the window; measured: more brought nothing
 MAX_FRAMES = 4  # unanswered at a time; what arrives meanwhile fills the next
 SMOOTHING = 0.2  # weight of the newest batch in the estimate of how long a batch takes
 LOW_WATER = 0.0002  # seconds of work below which a worker takes a batch that is not full although it is busy
-NAMED_REQUESTS = 20  # in one line of the log
 SPAWN_TIMEOUT = 120.0  # seconds from the creation of the process to its first word; TorchServe's limit
 
 
@@ -73,6 +72,9 @@ class Owner(Protocol):
 
     def sampled(self, worker: Worker, sample: Sample) -> None:
         """A metric was updated in the worker."""
+
+    def convicted(self, job: Job, error: WorkerDied) -> None:
+        """A job has killed a second worker and is about to be answered with this error."""
 
 
 class Death(Exception):
@@ -138,6 +140,7 @@ class Worker:
         self.started_at = 0.0  # on the clock; of the current process
         self.cost = 0.0  # estimated seconds per batch; 0 until a batch has been measured
         self.answered = False  # the current process gave at least one good answer
+        self.suspected = False  # the last process died while it ran what had killed another before
         self.stopping = False  # it was asked to go: it must not be restarted
         self._unanswered = 0  # times in a row that no answer came in time
         self._engine = engine
@@ -161,6 +164,7 @@ class Worker:
         self.answered = False
         self._head_since = 0.0  # when the batch that runs now began, or last gave a sign of life
         self._why_killed = ""
+        self._overdue = False  # it was killed because nobody waits any longer for what it runs
         self._loaded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -234,9 +238,15 @@ class Worker:
         elif self._process is not None:
             self._process.finish()
 
-    def kill(self, why: str) -> None:
-        """Ends the process."""
+    def kill(self, why: str, *, overdue: bool = False) -> None:
+        """Ends the process.
+
+        Args:
+            why: for the log and for those whose requests it runs.
+            overdue: these are answered with an error in any case, not run again.
+        """
         self._why_killed = self._why_killed or why
+        self._overdue = self._overdue or overdue
         if self._process is not None:
             self._process.kill()
 
@@ -389,32 +399,35 @@ class Worker:
             self._queue.ahead -= next(iter(self._batches.values())).size
 
     def exited(self, exit_: Exit) -> None:
-        """The process is gone: answers what it was running, puts back what it had not begun."""
+        """The process is gone: puts back what it had not begun and what runs again, answers the rest."""
         self._process = None
         self._cancel_timer()
         error = WorkerDied("Worker died.", hint=f"{self.spec.name}: {self._cause(exit_)}.")
-        untouched: list[Job] = []
-        lost = list(self._jobs.values())
+        jobs = list(self._jobs.values())
         if not self._overlap:
             self._queue.ahead -= sum(batch.size for batch in list(self._batches.values())[1:])
         self._batches, self._jobs = {}, {}
-        failed = []
-        for job, batch in lost:
-            began = self._overlap or batch.id == exit_.running_batch
-            if not began and job.wanted and not job.streaming:
-                untouched.append(job)
-            else:
-                if job.wanted:
-                    failed.append(job.request.id)
-                job.end(error)  # if nobody waits for it, this frees its body
-        self._queue.put_back(untouched)
-        if failed:
-            log.warning("%s died while it ran %s.", self.spec.name, _name_requests(failed))
-        if untouched:
-            waiting = _name_requests([job.request.id for job in untouched])
-            log.info("%s had not begun %s: what it leaves waits again.", self.spec.name, waiting)
+        found = triage(
+            jobs,
+            began=lambda batch: bool(self._overlap) or batch.id == exit_.running_batch,
+            runs_again=self._runs_again,
+        )
+        self.suspected = found.suspected
+        found.tell(self.spec.name)
+        self._queue.put_back([*found.untouched, *found.again])
+        for job in found.guilty:
+            error.hint += " The request had killed another worker before and is not run again."
+            self._owner.convicted(job, error)
+        for job in [*found.guilty, *found.lost]:
+            job.end(error)  # if nobody waits for it, this frees its body
         self._ended.set_result(exit_)
         self._owner.has_room(self)
+
+    def _runs_again(self, batch: _Batch) -> bool:
+        """Whether a batch that was running may run again: not if it has had all the time that a reply may take."""
+        since = batch.since if self._overlap else self._head_since
+        in_time = self._clock.time() < since + self._response_timeout
+        return self.load.isolate_batch_errors and in_time and not self._overdue
 
     def _cause(self, exit_: Exit) -> str:
         return self._why_killed or str(exit_)
@@ -448,9 +461,3 @@ class Worker:
             self.kill(f"it gave no answer within {self._response_timeout:g} s (responseTimeout)")
         else:
             self._timer = self._clock.call_at(due, self._check_response)
-
-
-def _name_requests(ids: Sequence[str]) -> str:
-    """Requests by their ids, as many as a line holds."""
-    more = f" and {len(ids) - NAMED_REQUESTS} more" if len(ids) > NAMED_REQUESTS else ""
-    return f"request {', '.join(ids[:NAMED_REQUESTS])}{more}"

@@ -16,7 +16,7 @@ from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
 from mariner.bodies import Slot
-from mariner.errors import BadRequest, InternalError, MarinerError, PredictionFailed
+from mariner.errors import BadRequest, InternalError, MarinerError, PredictionFailed, WorkerDied
 from mariner.http.exchange import Exchange, HeaderPairs
 from mariner.jobs import Outcome, Part, Reply, Request, Shared, unpack_headers
 
@@ -343,6 +343,8 @@ def write_error(exchange: Exchange, error: MarinerError, headers: HeaderPairs = 
         body["reason"] = error.reason
     if error.hint:
         body["hint"] = error.hint
+    if isinstance(error, WorkerDied) and error.certificate:
+        body["certificate"] = error.certificate
     body["request_id"] = exchange.id
     if exchange.target.startswith(_KSERVE):
         body["error"] = error.message

@@ -8,7 +8,7 @@ import pytest
 
 from mariner.batching import POLICIES, JobQueue, make_queue
 from mariner.errors import BadRequest, QueueFull, RequestTimeout
-from mariner.jobs import Job, JobState, Outcome, Request
+from mariner.jobs import Job, JobState, Outcome, Request, Suspicion
 
 
 class Told:
@@ -153,6 +153,40 @@ def test_jobs_put_back_come_first_in_their_old_order_even_into_a_full_queue(told
     assert all(job.state is JobState.WAITING for job in jobs)
     assert queue.wake_at() == pytest.approx(107.0)
     assert ids(queue.take()) == ["a", "b", "c"]
+
+
+def test_suspects_come_before_what_is_put_back_with_them_and_after_those_that_wait(told: Told) -> None:
+    queue = told.queue()
+    queue.put(told.job("waits"))
+    waiting, suspect, innocent = told.job("first"), told.job("suspect"), told.job("innocent")
+    for job in (waiting, suspect):
+        job.alone, job.suspicion = True, Suspicion()
+    queue.put_back([waiting])
+    queue.put_back([innocent, suspect])
+    assert [ids(queue.take()) for _ in range(3)] == [["first"], ["suspect"], ["innocent", "waits"]]
+
+
+def test_suspects_of_one_group_are_a_batch_whatever_the_policy_and_whoever_asks(told: Told) -> None:
+    queue = told.queue("fill", batch_size=8)
+    group = [told.job(name) for name in "abc"]
+    suspicion = Suspicion()
+    for job in group:
+        job.alone, job.suspicion = True, suspicion
+    queue.put(told.job("innocent"))
+    queue.put_back(group)
+    group[1].cancel()
+    assert ids(queue.take(partial=False)) == ["a", "c"]
+    assert queue.take() == []
+
+
+def test_a_suspect_whose_deadline_has_passed_does_not_run_again(told: Told) -> None:
+    queue = told.queue()
+    suspect = told.job("suspect", timeout=1)
+    suspect.alone, suspect.suspicion = True, Suspicion()
+    queue.put_back([suspect])
+    told.now += 1
+    assert queue.take() == []
+    assert isinstance(told.outcomes[0][1], RequestTimeout)
 
 
 def test_a_job_that_wants_to_be_alone_shares_no_batch(told: Told) -> None:

@@ -80,10 +80,11 @@ SCHEMAS: dict[str, Schema] = {
             "message": text("What happened, and to what."),
             "reason": text("The cause, for programs, where the type leaves it open."),
             "hint": text("What to do next."),
+            "certificate": text("Id of the death certificate of the worker that ran the request."),
             "request_id": text("Id of the request, as in the header x-request-id.", format="uuid"),
             "error": text("The message once more, where clients of KServe look for it."),
         },
-        optional=("reason", "hint", "error"),
+        optional=("reason", "hint", "certificate", "error"),
     ),
     "ModelList": record(
         {
