@@ -28,6 +28,8 @@ class JobQueue(ABC):
 
     Attributes:
         ahead: jobs that workers have been handed but not begun; the workers keep it.
+        may_risk: asked when the turn of suspects has come: whether a worker may be risked for them now. Until then they
+            wait, and others overtake them.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class JobQueue(ABC):
         self.max_delay = max_delay
         self.capacity = capacity
         self.ahead = 0
+        self.may_risk: Callable[[], bool] = lambda: True
         self._clock = clock
         self._jobs: deque[Job] = deque()
         self._earliest_deadline = math.inf  # of the jobs put since the last expire(); may be too early, never too late
@@ -106,7 +109,7 @@ class JobQueue(ABC):
                 continue
             if job.alone:
                 if not batch:
-                    return [job, *self._take_mates(job)]
+                    return [job] if job.suspicion is None else self._take_suspects(job, partial)
                 self._jobs.appendleft(job)  # what was collected goes now, this one next
                 return batch
             batch.append(job)
@@ -115,14 +118,21 @@ class JobQueue(ABC):
             return []
         return batch
 
-    def _take_mates(self, first: Job) -> list[Job]:
-        """The other jobs that are under the same suspicion as the one just taken; they wait right behind it."""
-        mates = []
-        while first.suspicion is not None and self._jobs and self._jobs[0].suspicion is first.suspicion:
+    def _take_suspects(self, first: Job, partial: bool) -> list[Job]:
+        """The job that was just taken and those under the same suspicion, or what waits behind all suspects."""
+        risked = self.may_risk()
+        group = [first]
+        while self._jobs and (suspicion := self._jobs[0].suspicion) is not None:
+            if risked and suspicion is not first.suspicion:
+                break
             job = self._jobs.popleft()
             if job.state is JobState.WAITING:
-                mates.append(job)
-        return mates
+                group.append(job)
+        if risked:
+            return group
+        batch = self.take(partial=partial)
+        self.put_back(group)
+        return batch
 
     @abstractmethod
     def due(self, oldest: Job, now: float) -> bool:
@@ -189,9 +199,11 @@ class FillQueue(JobQueue):
         return now >= oldest.created + self.max_delay
 
     def wake_at(self) -> float:
-        """Also when the oldest job has waited ``max_delay``."""
-        oldest = self.oldest()
-        return math.inf if oldest is None else min(super().wake_at(), oldest.created + self.max_delay)
+        """Also when the oldest job will have waited ``max_delay``; if it has, the next worker with room takes it."""
+        self._drop_ended()
+        oldest = next((job for job in self._jobs if job.suspicion is None), None)
+        due = math.inf if oldest is None else oldest.created + self.max_delay
+        return min(super().wake_at(), due) if due > self._clock() else super().wake_at()
 
 
 POLICIES: dict[str, type[JobQueue]] = {"eager": EagerQueue, "fill": FillQueue}

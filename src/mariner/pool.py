@@ -67,6 +67,7 @@ class WorkerPool:
         self.max_workers = 0
         self.quarantine = Quarantine(f'Model "{recipe.model}"', recipe.quarantine_time, clock.time)
         self.draining = False
+        queue.may_risk = self._may_risk
         self._engine = engine
         self._clock = clock
         self._observer = observer or PoolObserver()
@@ -133,8 +134,8 @@ class WorkerPool:
             raise self._broken_error()
         if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
             raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.")
-        if self.quarantine.inmates:
-            self.quarantine.check(job)
+        if self.quarantine.inmates and (refusal := self.quarantine.refusal(job)) is not None:
+            raise refusal
         self.queue.put(job)
         if job.deadline < self._timer_at:
             self._arm(job.deadline)
@@ -368,6 +369,9 @@ class WorkerPool:
         """Remembers since when nobody could serve, so that what waits is not kept for ever."""
         if self.ready:
             self._without_worker_since = None
+            if self.queue and not self._pump_due:  # suspects may have waited for this
+                self._pump_due = True
+                self._clock.call_soon(self._pump)
             return
         if self._without_worker_since is None:
             self._without_worker_since = self._clock.time()
@@ -375,6 +379,12 @@ class WorkerPool:
             self._refuse_waiting(self._broken_error())
         elif self.queue:
             self._arm()
+
+    def _may_risk(self) -> bool:
+        """Whether a worker may run what has killed another: not the last one, while another is on its way."""
+        ready = [worker.pid > 0 for worker in self.workers if worker.state is State.READY]  # False: it has just died
+        coming = any(worker.state in (State.STARTING, State.LOADING) for worker in self.workers)
+        return sum(ready) > 1 or (all(ready) and not coming)
 
     def take_over(self, other: WorkerPool) -> None:
         """Serves what waits in another pool that has no worker to serve it."""
@@ -411,8 +421,13 @@ class WorkerPool:
         self._observer.sampled(self, worker, sample)
 
     def convicted(self, job: Job, error: WorkerDied) -> None:
-        """A job has killed a second worker: what is identical to it is kept out."""
+        """A job has killed a second worker: what is identical to it is kept out, also what waits already."""
         self.quarantine.add(job, error.certificate)
+        waiting = [(other, self.quarantine.refusal(other)) for other in self.queue.remove_all()]
+        self.queue.put_back(other for other, refusal in waiting if refusal is None)
+        for other, refusal in waiting:
+            if refusal is not None:
+                other.end(refusal)
 
     # -- going --------------------------------------------------------------------------------------------------------
 

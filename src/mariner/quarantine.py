@@ -1,7 +1,7 @@
 """Quarantine: requests that have killed two workers are known again and not run for a while.
 
-Pure; the clock is passed in. Nothing is computed while it is empty, and little for a body that is not as long as one
-that it holds. It lives with one version and is empty again when that is loaded anew.
+Pure; the clock is passed in. Nothing is computed while it is empty, and little for a body that differs in length or end
+from those it holds. It lives with one version and is empty again when that is loaded anew.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from mariner.errors import Quarantined
-from mariner.jobs import Job, Shared, unpack_headers
+from mariner.jobs import Job, Part, Shared, unpack_headers
 
 __all__ = ["CAPACITY", "Quarantine"]
 
 log = logging.getLogger(__name__)
 
 CAPACITY = 128  # requests; the oldest leaves for the newest. Each has killed two workers: nobody sees many of them
+TAIL = 64  # bytes of a body that are compared before all of it is hashed
 _TELLING = frozenset({"explain", "url_path"})  # headers that make the handler do something else with the same body
 
 
@@ -27,7 +28,7 @@ _TELLING = frozenset({"explain", "url_path"})  # headers that make the handler d
 class _Inmate:
     """A request that is kept out."""
 
-    size: int
+    outline: tuple[int, bytes]
     digest: bytes
     until: float
     certificate: str
@@ -52,7 +53,7 @@ class Quarantine:
         self._seconds = seconds
         self._clock = clock
         self.inmates: deque[_Inmate] = deque(maxlen=CAPACITY)
-        self._sizes: set[int] = set()
+        self._outlines: set[tuple[int, bytes]] = set()
 
     def add(self, job: Job, certificate: str = "") -> None:
         """Keeps a request out from now on; its body must still be there.
@@ -63,38 +64,33 @@ class Quarantine:
         """
         if self._seconds <= 0:
             return
-        size = _size(job)
-        self.inmates.append(_Inmate(size, _digest(job), self._clock() + self._seconds, certificate))
-        self._sizes.add(size)
+        outline = _outline(job)
+        self.inmates.append(_Inmate(outline, _digest(job), self._clock() + self._seconds, certificate))
+        self._outlines.add(outline)
         log.warning(
             "%s: request %s killed two workers. What is identical to it is refused for %g s (quarantine_time).",
             *(self._model, job.request.id, self._seconds),
         )
 
-    def check(self, job: Job) -> None:
-        """Lets a request pass.
-
-        Raises:
-            Quarantined: it is identical to one that is kept out.
-        """
+    def refusal(self, job: Job) -> Quarantined | None:
+        """Why a request is not to run: it is identical to one that is kept out. None lets it pass."""
         now = self._clock()
         if self.inmates and self.inmates[0].until <= now:
             self._release(now)
-        if _size(job) not in self._sizes:
-            return
+        if _outline(job) not in self._outlines:
+            return None
         digest = _digest(job)
-        for inmate in self.inmates:
-            if inmate.digest == digest:
-                self._refuse(inmate, job, inmate.until - now)
-
-    def _refuse(self, inmate: _Inmate, job: Job, seconds: float) -> None:
+        inmate = next((inmate for inmate in self.inmates if inmate.digest == digest), None)
+        if inmate is None:
+            return None
         if not inmate.known_again:  # one line, however often it comes
             inmate.known_again = True
             log.warning(
                 "%s: request %s is refused: it is identical to one that killed two workers.",
                 *(self._model, job.request.id),
             )
-        raise Quarantined(
+        seconds = inmate.until - now
+        return Quarantined(
             f"{self._model} does not run this request: an identical one killed two workers.",
             hint=f"It may be tried again in {max(seconds, 1.0):.0f} s; the server's log names what killed the workers.",
             retry_after=seconds,
@@ -104,12 +100,13 @@ class Quarantine:
     def _release(self, now: float) -> None:
         while self.inmates and self.inmates[0].until <= now:
             self.inmates.popleft()
-        self._sizes = {inmate.size for inmate in self.inmates}
+        self._outlines = {inmate.outline for inmate in self.inmates}
 
 
-def _size(job: Job) -> int:
-    """Bytes of the body, wherever they lie."""
-    return sum(part.value.size if isinstance(part.value, Shared) else len(part.value) for part in job.request.parts)
+def _outline(job: Job) -> tuple[int, bytes]:
+    """What is quickly told of a request: the length of its parts together, and how the last one ends."""
+    values = [_value(job, part) for part in job.request.parts]
+    return sum(map(len, values)), bytes(values[-1][-TAIL:]) if values else b""
 
 
 def _digest(job: Job) -> bytes:
@@ -128,7 +125,11 @@ def _pieces(job: Job) -> Iterator[bytes | bytearray | memoryview]:
     for part in job.request.parts:
         yield part.name.encode()
         yield part.content_type.encode("utf-8", "replace")
-        if not isinstance(part.value, Shared):
-            yield part.value
-        elif job.slot is not None:
-            yield job.slot.view
+        yield _value(job, part)
+
+
+def _value(job: Job, part: Part) -> bytes | bytearray | memoryview:
+    """The bytes of a part, wherever they lie."""
+    if isinstance(part.value, Shared):
+        return job.slot.view if job.slot is not None else b""
+    return part.value

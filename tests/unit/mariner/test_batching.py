@@ -179,6 +179,31 @@ def test_suspects_of_one_group_are_a_batch_whatever_the_policy_and_whoever_asks(
     assert queue.take() == []
 
 
+def test_suspects_that_may_not_run_yet_are_overtaken_and_keep_their_places(told: Told) -> None:
+    queue = told.queue("fill", batch_size=2)
+    group = [told.job(name) for name in "xyz"]
+    for job, suspicion in zip(group, (first := Suspicion(), first, Suspicion()), strict=True):
+        job.alone, job.suspicion = True, suspicion
+    queue.put_back(group)
+    for name in "abc":
+        queue.put(told.job(name))
+    queue.may_risk = lambda: False
+    assert ids(queue.take()) == ["a", "b"]
+    assert queue.take() == []
+    assert queue.wake_at() == pytest.approx(100.5)
+    group[0].cancel()
+    assert (ids(queue.take()), len(queue)) == ([], 3)
+    queue.may_risk = lambda: True
+    assert [ids(queue.take()), ids(queue.take())] == [["y"], ["z"]]
+
+
+def test_fill_needs_no_timer_for_what_is_due_already(told: Told) -> None:
+    queue = told.queue("fill")
+    queue.put(told.job("a", timeout=9))
+    told.now += 0.5
+    assert queue.wake_at() == pytest.approx(109.0)
+
+
 def test_a_suspect_whose_deadline_has_passed_does_not_run_again(told: Told) -> None:
     queue = told.queue()
     suspect = told.job("suspect", timeout=1)

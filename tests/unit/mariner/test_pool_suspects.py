@@ -10,7 +10,7 @@ from test_pool import Scene, SceneMaker, scene  # noqa: F401  (the last is a fix
 
 from mariner.bodies import Arena
 from mariner.errors import Draining, Quarantined, RequestTimeout, WorkerDied
-from mariner.jobs import Reply, Request
+from mariner.jobs import Part, Reply, Request
 from mariner.lifecycle import DEATHS_BEFORE_PARKING, State
 from mariner.testing import FakeProcess, settle
 
@@ -77,18 +77,71 @@ async def test_suspects_run_first_and_apart_from_what_waits(scene: SceneMaker) -
     assert [len(outcomes) for outcomes in s.outcomes.values()] == [1] * 8
 
 
-async def test_a_suspect_goes_to_another_worker_at_once(scene: SceneMaker) -> None:  # noqa: F811
+async def test_a_suspect_goes_to_another_worker_at_once_if_a_third_goes_on(scene: SceneMaker) -> None:  # noqa: F811
     s = scene(isolates=True)
-    await start(s, workers=2)
+    await start(s, workers=3)
     s.engine.loads = False
     s.put("a")
     await settle()
-    one, other = s.engine.processes
+    one, other, _ = s.engine.processes
     one.die(-9)
     await settle()
     assert sent(other) == [["a"]]
     other.reply(other.batches[0], b"done")
     assert s.bodies("a") == [b"done"]
+
+
+async def test_the_last_worker_is_not_risked_while_another_is_on_its_way(scene: SceneMaker) -> None:  # noqa: F811
+    s = scene(isolates=True)
+    await start(s, workers=2)
+    s.engine.loads = False
+    s.put("suspect", timeout=60.0)
+    await settle()
+    one, other = s.engine.processes
+    one.die(-9)
+    await settle()
+    for number, name in enumerate("abc"):
+        s.put(name)
+        await settle()
+        other.reply(other.batches[number], b"good", seconds=1.0)
+    assert s.bodies(*"abc") == [b"good"] * 3
+    successor = s.engine.processes[2]
+    successor.loaded()
+    await settle()
+    assert sent(successor) == [["suspect"]]
+    successor.reply(successor.batches[0], b"good")
+    assert s.bodies("suspect") == [b"good"]
+
+
+async def test_the_last_worker_is_risked_if_no_other_will_come_soon(scene: SceneMaker) -> None:  # noqa: F811
+    s = scene(isolates=True)
+    await start(s, workers=2)
+    s.engine.loads = False
+    s.put("suspect")
+    await settle()
+    one, other = s.engine.processes
+    one.die(-9)
+    await settle()
+    s.engine.processes[2].loaded("no weights", ok=False)
+    await settle()
+    assert [worker.state for worker in s.pool.workers] == [State.WAITING, State.READY]
+    assert sent(other) == [["suspect"]]
+
+
+async def test_a_suspect_that_may_not_run_yet_keeps_its_deadline(scene: SceneMaker) -> None:  # noqa: F811
+    s = scene(isolates=True)
+    await start(s, workers=2)
+    s.engine.loads = False
+    s.put("suspect", timeout=3.0)
+    await settle()
+    one, other = s.engine.processes
+    one.die(-9)
+    await settle()
+    s.put("patient", timeout=60.0)
+    await settle()
+    assert sent(other) == [["patient"]]
+    await s.clock.advance(3.0)
+    assert isinstance(s.error("suspect"), RequestTimeout)
 
 
 async def test_a_worker_that_is_killed_from_outside_costs_no_answer(scene: SceneMaker) -> None:  # noqa: F811
@@ -123,6 +176,25 @@ async def test_a_guilty_request_is_not_run_again_if_it_comes_back(scene: SceneMa
     s.put("poison")
     await settle()
     assert len(s.engine.processes) == died + 2
+
+
+async def test_what_is_identical_to_a_guilty_request_and_waits_does_not_run_either(scene: SceneMaker) -> None:  # noqa: F811
+    s = scene(isolates=True, quarantine=60.0)
+    await start(s)
+    for name in ("poison", "a", "b"):
+        s.put(name)
+    s.put("twin").request.parts[0] = Part("body", "", b"poison")  # type: ignore[index]
+    await settle()
+    for index in (0, 1):
+        s.engine.processes[index].die(-11)
+        await settle()
+    assert isinstance(s.error("poison"), WorkerDied)
+    assert isinstance(s.error("twin"), Quarantined)
+    successor = s.engine.processes[2]
+    successor.reply(successor.batches[0], b"A", seconds=1.0)
+    await settle()
+    successor.reply(successor.batches[1], b"B")
+    assert s.bodies("a", "b") == [b"A", b"B"]
 
 
 async def test_a_body_stays_until_its_request_has_run_again(scene: SceneMaker) -> None:  # noqa: F811

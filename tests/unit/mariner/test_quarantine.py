@@ -35,18 +35,13 @@ def job(body: bytes, name: str = "id", *, part: str = "body", media: str = "", *
 
 
 def refused(quarantine: Quarantine, job: Job) -> bool:
-    try:
-        quarantine.check(job)
-    except Quarantined:
-        return True
-    return False
+    return quarantine.refusal(job) is not None
 
 
 def test_what_is_identical_is_refused_and_told_why(quarantine: Quarantine) -> None:
     quarantine.add(job(b"poison"), "cert-1")
-    with pytest.raises(Quarantined) as refusal:
-        quarantine.check(job(b"poison", "another id"))
-    error = refusal.value
+    error = quarantine.refusal(job(b"poison", "another id"))
+    assert isinstance(error, Quarantined)
     assert (error.status, error.reason, error.certificate, error.retry_after) == (500, "quarantined", "cert-1", 60.0)
     assert error.message == 'Model "m" does not run this request: an identical one killed two workers.'
     assert error.hint == "It may be tried again in 60 s; the server's log names what killed the workers."
@@ -117,16 +112,17 @@ def test_the_oldest_leaves_for_the_newest(quarantine: Quarantine) -> None:
     assert [refused(quarantine, job(b"%04d" % number)) for number in (0, 1, CAPACITY)] == [False, True, True]
 
 
-def test_a_body_of_another_length_is_not_hashed(quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch) -> None:
-    quarantine.add(job(b"poison"))
+def test_a_body_of_another_length_or_end_is_not_hashed(quarantine: Quarantine, monkeypatch: pytest.MonkeyPatch) -> None:
+    quarantine.add(job(b"poison" * 21))
 
     def no_hash(**_: int) -> object:
         raise AssertionError("hashed")
 
     monkeypatch.setattr(hashlib, "blake2b", no_hash)
-    quarantine.check(job(b"harmless"))
+    assert not refused(quarantine, job(b"one more" + b"poison" * 20))
+    assert not refused(quarantine, job(b"potion" * 21))
     with pytest.raises(AssertionError, match="hashed"):
-        quarantine.check(job(b"potion"))
+        refused(quarantine, job(b"potion" + b"poison" * 20))
 
 
 def test_the_log_tells_of_each_once(quarantine: Quarantine, caplog: pytest.LogCaptureFixture) -> None:
