@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
@@ -195,6 +196,18 @@ def test_suspects_that_may_not_run_yet_are_overtaken_and_keep_their_places(told:
     assert (ids(queue.take()), len(queue)) == ([], 3)
     queue.may_risk = lambda: True
     assert [ids(queue.take()), ids(queue.take())] == [["y"], ["z"]]
+
+
+def test_a_suspect_that_is_overtaken_keeps_its_deadline_though_others_expire_meanwhile() -> None:
+    clock = itertools.count(100)  # a second passes whenever somebody looks
+    queue = make_queue("eager", "m", batch_size=1, max_delay=0.0, capacity=10, clock=lambda: float(next(clock)))
+    suspect = Job(Request("suspect", b"", []), lambda _: None, deadline=200.0)
+    suspect.alone, suspect.suspicion = True, Suspicion()
+    queue.put_back([suspect])
+    queue.put(Job(Request("expires", b"", []), lambda _: None, deadline=101.0))
+    queue.may_risk = lambda: False
+    assert queue.take() == []
+    assert queue.wake_at() == pytest.approx(200.0)
 
 
 def test_fill_needs_no_timer_for_what_is_due_already(told: Told) -> None:

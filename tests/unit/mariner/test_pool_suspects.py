@@ -128,6 +128,39 @@ async def test_the_last_worker_is_risked_if_no_other_will_come_soon(scene: Scene
     assert sent(other) == [["suspect"]]
 
 
+async def test_the_last_worker_is_risked_if_no_other_can_be_created(
+    scene: SceneMaker,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail_slowly(*_: object) -> None:
+        await settle()
+        raise OSError("Resource temporarily unavailable")
+
+    s = scene(isolates=True)
+    await start(s, workers=2)
+    s.put("suspect")
+    await settle()
+    one, other = s.engine.processes
+    monkeypatch.setattr(s.engine, "start", fail_slowly)
+    one.die(-9)
+    await settle()
+    await settle()
+    assert sent(other) == [["suspect"]]
+
+
+async def test_a_worker_that_has_just_died_counts_as_one_on_its_way(scene: SceneMaker) -> None:  # noqa: F811
+    s = scene(isolates=True)
+    await start(s, workers=2)
+    s.engine.loads = False
+    s.put("suspect")
+    await settle()
+    one, other = s.engine.processes
+    one.die(-9)
+    s.put("arrives in the same turn of the loop")
+    await settle()
+    assert sent(other) == [["arrives in the same turn of the loop"]]
+
+
 async def test_a_suspect_that_may_not_run_yet_keeps_its_deadline(scene: SceneMaker) -> None:  # noqa: F811
     s = scene(isolates=True)
     await start(s, workers=2)
@@ -301,7 +334,8 @@ async def test_draining_that_takes_too_long_answers_what_runs(scene: SceneMaker)
     await settle()
     drain = asyncio.create_task(s.pool.drain(5.0))
     await s.clock.advance(6)
-    assert not await drain
+    async with asyncio.timeout(5):
+        assert not await drain
     assert isinstance(s.error("running"), WorkerDied)
 
 
