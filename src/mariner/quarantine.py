@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -92,7 +93,7 @@ class Quarantine:
         seconds = inmate.until - now
         return Quarantined(
             f"{self._model} does not run this request: an identical one killed two workers.",
-            hint=f"It may be tried again in {max(seconds, 1.0):.0f} s; the server's log names what killed the workers.",
+            hint=f"It may be tried again in {math.ceil(seconds)} s; the server's log names what killed the workers.",
             retry_after=seconds,
             certificate=inmate.certificate,
         )

@@ -54,7 +54,7 @@ class Triage(NamedTuple):
         if ran := [job for job in (*self.again, *self.guilty, *self.lost) if job.wanted]:
             log.warning("%s died while it ran %s.", worker, name_requests(ran))
         if self.again:
-            log.info("What %s ran runs again, apart from others: %s.", worker, name_requests(self.again))
+            log.info("%s: %d of these run again, apart from all others.", worker, len(self.again))
         if self.untouched:
             log.info("%s had not begun %s: what it leaves waits again.", worker, name_requests(self.untouched))
 
