@@ -418,6 +418,14 @@ def test_a_retry_is_recommended_in_whole_seconds() -> None:
     assert wire.headers["Retry-After"] == "1"
 
 
+@pytest.mark.parametrize(("certificate", "members"), [("d-1", {"certificate": "d-1"}), ("", {})])
+def test_a_death_certificate_is_named_where_there_is_one(certificate: str, members: dict[str, str]) -> None:
+    wire = Wire()
+    write_error(make(wire=wire), WorkerDied("Worker died.", certificate=certificate))
+    body = json.loads(wire.body)
+    assert {name: value for name, value in body.items() if name == "certificate"} == members
+
+
 def test_an_error_within_a_stream_aborts() -> None:
     wire = Wire()
     exchange = make(wire=wire)
