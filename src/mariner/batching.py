@@ -28,6 +28,8 @@ class JobQueue(ABC):
 
     Attributes:
         ahead: jobs that workers have been handed but not begun; the workers keep it.
+        may_risk: asked when the turn of suspects has come: whether a worker may be risked for them now. Until then they
+            wait, and others overtake them.
     """
 
     def __init__(
@@ -38,6 +40,7 @@ class JobQueue(ABC):
         self.max_delay = max_delay
         self.capacity = capacity
         self.ahead = 0
+        self.may_risk: Callable[[], bool] = lambda: True
         self._clock = clock
         self._jobs: deque[Job] = deque()
         self._earliest_deadline = math.inf  # of the jobs put since the last expire(); may be too early, never too late
@@ -75,11 +78,19 @@ class JobQueue(ABC):
         self._earliest_deadline = min(self._earliest_deadline, job.deadline)
 
     def put_back(self, jobs: Iterable[Job]) -> None:
-        """Returns jobs that a worker did not begin to the head, in their old order; never refused."""
-        for job in reversed(list(jobs)):
+        """Returns jobs to the head, in their old order; never refused.
+
+        Suspects come before the others, and after those that wait already: the smaller parts of a batch that killed
+        its worker run after the larger ones, most of which are innocent.
+        """
+        returned = sorted(jobs, key=lambda job: job.suspicion is None)
+        for job in returned:
             job.state = JobState.WAITING
-            self._jobs.appendleft(job)
             self._earliest_deadline = min(self._earliest_deadline, job.deadline)
+        first = []
+        while self._jobs and self._jobs[0].suspicion is not None:
+            first.append(self._jobs.popleft())
+        self._jobs.extendleft(reversed([*first, *returned]))
 
     def take(self, *, partial: bool = True) -> list[Job]:
         """The next batch, or an empty list if none is due.
@@ -98,13 +109,29 @@ class JobQueue(ABC):
                 continue
             if job.alone:
                 if not batch:
-                    return [job]
+                    return [job] if job.suspicion is None else self._take_suspects(job, partial)
                 self._jobs.appendleft(job)  # what was collected goes now, this one next
                 return batch
             batch.append(job)
         if len(batch) < self.batch_size and batch and not (partial and self.due(batch[0], self._clock())):
             self._jobs.extendleft(reversed(batch))
             return []
+        return batch
+
+    def _take_suspects(self, first: Job, partial: bool) -> list[Job]:
+        """The job that was just taken and those under the same suspicion, or what waits behind all suspects."""
+        risked = self.may_risk()
+        group = [first]
+        while self._jobs and (suspicion := self._jobs[0].suspicion) is not None:
+            if risked and suspicion is not first.suspicion:
+                break
+            job = self._jobs.popleft()
+            if job.state is JobState.WAITING:
+                group.append(job)
+        if risked:
+            return group
+        batch = self.take(partial=partial)
+        self.put_back(group)
         return batch
 
     @abstractmethod
@@ -172,9 +199,11 @@ class FillQueue(JobQueue):
         return now >= oldest.created + self.max_delay
 
     def wake_at(self) -> float:
-        """Also when the oldest job has waited ``max_delay``."""
-        oldest = self.oldest()
-        return math.inf if oldest is None else min(super().wake_at(), oldest.created + self.max_delay)
+        """Also when the oldest job will have waited ``max_delay``; if it has, the next worker with room takes it."""
+        self._drop_ended()
+        oldest = next((job for job in self._jobs if job.suspicion is None), None)
+        due = math.inf if oldest is None else oldest.created + self.max_delay
+        return min(super().wake_at(), due) if due > self._clock() else super().wake_at()
 
 
 POLICIES: dict[str, type[JobQueue]] = {"eager": EagerQueue, "fill": FillQueue}

@@ -20,6 +20,7 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     │   └── Draining
     ├── RequestTimeout
     ├── WorkerDied            the process that ran the request is gone
+    │   └── Quarantined
     ├── WorkerStartFailed
     └── ConfigurationError    the server cannot start as it is configured
 """
@@ -46,6 +47,7 @@ __all__ = [
     "NotFound",
     "PayloadTooLarge",
     "PredictionFailed",
+    "Quarantined",
     "QueueFull",
     "RequestTimeout",
     "ServiceUnavailable",
@@ -212,6 +214,12 @@ class WorkerDied(MarinerError):
     """The worker ended or was ended while the request was running in it."""
 
     reason = "worker_died"
+
+
+class Quarantined(WorkerDied):
+    """An identical request killed two workers; this one was not run."""
+
+    reason = "quarantined"
 
 
 class WorkerStartFailed(MarinerError):

@@ -22,6 +22,7 @@ __all__ = [
     "Request",
     "Sample",
     "Shared",
+    "Suspicion",
     "new_part",
     "new_request",
     "pack_headers",
@@ -39,6 +40,12 @@ class JobState(Enum):
     ENDED = "ended"
 
 
+class Suspicion:
+    """What jobs share that run again together, and with no others, because a worker died while it ran them."""
+
+    __slots__ = ()
+
+
 class Job:
     """A request that waits for, or is with, a worker.
 
@@ -50,7 +57,10 @@ class Job:
         created: time of arrival on the server's clock.
         slot: shared memory that holds the body; released when no worker can read it any more.
         label: version that the request named, ``default`` if it named none; for metrics.
-        alone: the job shares its batch with no other.
+        alone: the job shares its batch with no other, except those under the same suspicion.
+
+    Attributes:
+        suspicion: a worker died while it ran the job, and it is to run again; None for nearly all.
     """
 
     __slots__ = (
@@ -64,6 +74,7 @@ class Job:
         "slot",
         "state",
         "streaming",
+        "suspicion",
         "taken",
     )
 
@@ -86,6 +97,7 @@ class Job:
         self.slot = slot
         self.label = label
         self.alone = alone
+        self.suspicion: Suspicion | None = None
         self.state = JobState.WAITING
         self.streaming = False  # a first piece went out: the status line is gone
         self._deliver: Callable[[Outcome], None] | None = deliver

@@ -99,6 +99,7 @@ class Recovery:
         self._first_failure: float | None = None
         self._failures = 0
         self._deaths = 0
+        self._accidents = 0  # deaths that nobody was suspected of
         self.failing = False  # it failed and has not loaded since
 
     def load_failed(self, now: float) -> float | None:
@@ -111,15 +112,21 @@ class Recovery:
             return None
         return RESTART_DELAYS[min(self._failures, len(RESTART_DELAYS)) - 1]
 
-    def died(self) -> float | None:
-        """Seconds until the next start of a worker that had loaded, or None to give up."""
+    def died(self, *, suspected: bool = False) -> float | None:
+        """Seconds until the next start of a worker that had loaded, or None to give up.
+
+        Args:
+            suspected: it ran requests that had killed a worker before. They run once or twice more and then never
+                again, and others wait: there is nothing to gain by waiting with them.
+        """
         self._deaths += 1
+        self._accidents += not suspected
         self.failing = True
         if self._deaths >= DEATHS_BEFORE_PARKING or not self._window:
             return None
-        if self._deaths == 1:
+        if suspected or self._accidents == 1:
             return 0.0  # one death is an accident: its model should not wait for it
-        return RESTART_DELAYS[min(self._deaths - 1, len(RESTART_DELAYS)) - 1]
+        return RESTART_DELAYS[min(self._accidents - 1, len(RESTART_DELAYS)) - 1]
 
     def loaded(self) -> None:
         """The model loaded: earlier failures to load are history."""
@@ -129,4 +136,4 @@ class Recovery:
 
     def answered(self) -> None:
         """The worker gave a good answer: earlier deaths are history."""
-        self._deaths = 0
+        self._deaths = self._accidents = 0

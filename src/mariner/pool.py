@@ -14,9 +14,10 @@ import time
 from mariner.batching import JobQueue
 from mariner.deaths import Death, DeathCertificate, blame, log_death
 from mariner.engines import Engine
-from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
+from mariner.errors import Draining, MarinerError, NoWorker, WorkerDied, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
+from mariner.quarantine import Quarantine
 from mariner.recipe import Recipe
 from mariner.recycling import Places, Recycler
 from mariner.worker import Clock, Worker
@@ -69,8 +70,10 @@ class WorkerPool:
         self.workers: list[Worker] = []  # oldest first
         self.min_workers = 0
         self.max_workers = 0
+        self.quarantine = Quarantine(f'Model "{recipe.model}"', recipe.quarantine_time, clock.time)
         self.draining = False
         self.last_death: DeathCertificate | None = None
+        queue.may_risk = self._may_risk
         self._engine = engine
         self._clock = clock
         self._observer = observer or PoolObserver()
@@ -128,6 +131,7 @@ class WorkerPool:
 
         Raises:
             Draining, NoWorker, QueueFull: it cannot be served now.
+            Quarantined: it is known to kill workers.
         """
         if self.draining:
             raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
@@ -137,6 +141,8 @@ class WorkerPool:
             raise self._broken_error()
         if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
             raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.")
+        if self.quarantine.inmates and (refusal := self.quarantine.refusal(job)) is not None:
+            raise refusal
         self.queue.put(job)
         if job.deadline < self._timer_at:
             self._arm(job.deadline)
@@ -275,7 +281,9 @@ class WorkerPool:
             if worker.answered:
                 recovery.answered()
             again = "Auto recovery failed again" if recovery.failing else f"{RECOVERING}{time.time() * 1000:.0f}"
-            delay = recovery.died() if reason.loaded else recovery.load_failed(self._clock.time())
+            delay = (
+                recovery.died(suspected=worker.suspected) if reason.loaded else recovery.load_failed(self._clock.time())
+            )
             worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
             self._settle(worker, self._start_failed(worker, reason))
             self._note_readiness()
@@ -385,6 +393,9 @@ class WorkerPool:
         """Remembers since when nobody could serve, so that what waits is not kept for ever."""
         if self.ready:
             self._without_worker_since = None
+            if self.queue and not self._pump_due:  # suspects may have waited for this
+                self._pump_due = True
+                self._clock.call_soon(self._pump)
             return
         if self._without_worker_since is None:
             self._without_worker_since = self._clock.time()
@@ -392,6 +403,12 @@ class WorkerPool:
             self._refuse_waiting(self._broken_error())
         elif self.queue:
             self._arm()
+
+    def _may_risk(self) -> bool:
+        """Whether a worker may run what has killed another: not the last one, while another is on its way."""
+        ready = [worker.pid > 0 for worker in self.workers if worker.state is State.READY]  # False: it has just died
+        coming = any(worker.state in (State.STARTING, State.LOADING) for worker in self.workers)
+        return sum(ready) > 1 or (all(ready) and not coming)
 
     def take_over(self, other: WorkerPool) -> None:
         """Serves what waits in another pool that has no worker to serve it."""
@@ -433,6 +450,15 @@ class WorkerPool:
         log_death(certificate)
         self._observer.died(self, worker, certificate)
 
+    def convicted(self, job: Job, error: WorkerDied) -> None:
+        """A job has killed a second worker: what is identical to it is kept out, also what waits already."""
+        self.quarantine.add(job, error.death_id)
+        waiting = [(other, self.quarantine.refusal(other)) for other in self.queue.remove_all()]
+        self.queue.put_back(other for other, refusal in waiting if refusal is None)
+        for other, refusal in waiting:
+            if refusal is not None:
+                other.end(refusal)
+
     # -- going --------------------------------------------------------------------------------------------------------
 
     async def drain(self, timeout: float) -> bool:
@@ -466,7 +492,7 @@ class WorkerPool:
         self._overdue = True
         self._refuse_waiting(self._stopped_error())
         for worker in self._keepers:
-            worker.kill("it did not finish in time")
+            worker.kill("it did not finish in time", overdue=True)
         self._progressed.set()
 
     def _stopped_error(self) -> Draining:

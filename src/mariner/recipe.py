@@ -36,6 +36,7 @@ class Recipe:
         overlap: most requests that a worker runs side by side; 0 if it runs one batch after the other.
         job_ticket: a request is taken only if a worker is idle.
         limits: beyond which a worker is replaced.
+        quarantine_time: seconds for which a request that has killed two workers is not run again; 0 for none.
     """
 
     model: str
@@ -49,6 +50,7 @@ class Recipe:
     overlap: int = 0
     job_ticket: bool = False
     limits: Limits = Limits()  # noqa: RUF009 - frozen
+    quarantine_time: float = 0.0
 
 
 def make_recipe(
@@ -118,6 +120,7 @@ def make_recipe(
         overlap=settings.overlap,
         job_ticket=settings.job_ticket,
         limits=Limits(settings.max_requests_per_worker, settings.max_worker_memory_mb << 20),
+        quarantine_time=config.quarantine_time,
     )
 
 

@@ -358,8 +358,13 @@ class Config:
         doc="`eager` hands an idle worker what waits at once; `fill` waits for a full batch or the batch delay.",
     )  # fmt: skip
     isolate_batch_errors: bool = setting(
-        True, ours=True, doc="Runs a failed batch again in parts, so that only the requests that fail alone do."
-    )
+        True, ours=True,
+        doc="Runs a batch that failed, or whose worker died, again in parts, so that only the guilty requests fail.",
+    )  # fmt: skip
+    quarantine_time: float = setting(
+        60.0, ours=True, unit="s", minimum=0,
+        doc="How long a request that has killed two workers is refused if it comes again; 0 for not at all.",
+    )  # fmt: skip
     autoscale: bool = setting(
         True, ours=True, inert=True, doc="Starts and stops workers between their minimum and maximum as work waits."
     )

@@ -221,8 +221,14 @@ class FakeProcess:
     def _run(self) -> None:
         assert self._engine.handler is not None
         for batch in list(self._open):
-            if self.alive:
-                self.reply(batch, *self._engine.handler([request for _, request in batch.jobs]))
+            if not self.alive:
+                return
+            try:
+                bodies = self._engine.handler([request for _, request in batch.jobs])
+            except SystemExit as exit_:
+                self.die(exit_.code if isinstance(exit_.code, int) else 1)
+            else:
+                self.reply(batch, *bodies)
 
     def _say(self, buffers: Sequence[Buffer]) -> None:
         self._receiver.received(b"".join(buffers))
@@ -232,7 +238,8 @@ class FakeEngine:
     """Starts :class:`FakeProcess` objects.
 
     Args:
-        handler: answers batches by itself: requests in, one body each out. None leaves it to the test.
+        handler: answers batches by itself: requests in, one body each out. ``SystemExit`` ends the process. None leaves
+            it to the test.
         loads: processes load their model at once; else the test calls ``process.loaded()``.
 
     Attributes:

@@ -1,8 +1,7 @@
 """One worker as the server sees it: starts its process, loads the model, keeps a short window of batches with it.
 
-Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched; only the batch
-that was running is lost (all of them, where batches overlap). Whether and when the worker starts again is the pool's
-business.
+Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched;
+:mod:`mariner.suspects` decides about those it ran. Whether and when the worker starts again is the pool's business.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import RequestTimeout, WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
+from mariner.suspects import triage
 from ts.wire import (
     STACK_SIGNAL,
     Batch,
@@ -49,7 +49,6 @@ MAX_AHEAD = 64  # batches in the window; measured: more brought nothing
 MAX_FRAMES = 4  # unanswered at a time; what arrives meanwhile fills the next
 SMOOTHING = 0.2  # weight of the newest batch in the estimate of how long a batch takes
 LOW_WATER = 0.0002  # seconds of work below which a worker takes a batch that is not full although it is busy
-NAMED_REQUESTS = 20  # in one line of the log
 SPAWN_TIMEOUT = 120.0  # seconds from the creation of the process to its first word; TorchServe's limit
 
 
@@ -80,6 +79,9 @@ class Owner(Protocol):
 
     def died(self, worker: Worker, certificate: DeathCertificate) -> None:
         """Its process ended, and not because it was asked to."""
+
+    def convicted(self, job: Job, error: WorkerDied) -> None:
+        """A job has killed a second worker and is about to be answered with this error."""
 
 
 class _Batch:
@@ -135,6 +137,7 @@ class Worker:
         self.started_at = 0.0  # on the clock; of the current process
         self.cost = 0.0  # estimated seconds per batch; 0 until a batch has been measured
         self.answered = False  # the current process gave at least one good answer
+        self.suspected = False  # the last process died while it ran what had killed another before
         self.stopping = False  # it was asked to go: it must not be restarted
         self.certificate: DeathCertificate | None = None  # of the latest process that ended
         self._unanswered = 0  # times in a row that no answer came in time
@@ -159,6 +162,7 @@ class Worker:
         self.answered = False
         self._head_since = 0.0  # when the batch that runs now began, or last gave a sign of life
         self._ending = Ending()
+        self._overdue = False  # it was killed because nobody waits any longer for what it runs
         self._loaded: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         self._ended: asyncio.Future[Exit] = asyncio.get_running_loop().create_future()
 
@@ -200,7 +204,8 @@ class Worker:
         Raises:
             Death: it did not come so far.
         """
-        if self.stopping:
+        asked_to_go = self.stopping  # a name of its own: it may change while this waits
+        if asked_to_go:
             raise Death("it was no longer wanted", loaded=False)
         self._reset()
         self.started_at = self._clock.time()
@@ -241,9 +246,16 @@ class Worker:
         elif self._process is not None:
             self._process.finish()
 
-    def kill(self, why: str, cause: Cause = Cause.ENDED) -> None:
-        """Ends the process; one that hangs is asked where, and takes nothing more."""
+    def kill(self, why: str, cause: Cause = Cause.ENDED, *, overdue: bool = False) -> None:
+        """Ends the process; one that hangs is asked where, and takes nothing more.
+
+        Args:
+            why: for the log and for those whose requests it runs.
+            cause: in a word.
+            overdue: these are answered with an error in any case, not run again.
+        """
         self._ending.decide(cause, why)
+        self._overdue = self._overdue or overdue
         if self._process is not None:
             self._process.kill(ask=STACK_SIGNAL if self._ending.hung else 0)
 
@@ -399,35 +411,38 @@ class Worker:
             self._queue.ahead -= next(iter(self._batches.values())).size
 
     def exited(self, exit_: Exit) -> None:
-        """The process is gone: answers what it was running, puts back what it had not begun."""
+        """The process is gone: puts back what it had not begun and what runs again, answers the rest."""
         if self._ending.hung and self._batches:  # woken, it may have gone on to others
             exit_ = replace(exit_, running_batch=next(iter(self._batches)))
-        lost = list(self._jobs.values())
-        self._certify(exit_, lost)
+        jobs = list(self._jobs.values())
+        self._certify(exit_, jobs)
         self._process = None
         self._cancel_timer()
         error = blame(WorkerDied("Worker died.", hint=f"{self.spec.name}: {self._cause()}."), self.certificate)
-        untouched: list[Job] = []
         if not self._overlap:
             self._queue.ahead -= sum(batch.size for batch in list(self._batches.values())[1:])
         self._batches, self._jobs = {}, {}
-        failed = []
-        for job, batch in lost:
-            began = self._overlap or batch.id == exit_.running_batch
-            if not began and job.wanted and not job.streaming:
-                untouched.append(job)
-            else:
-                if job.wanted:
-                    failed.append(job.request.id)
-                job.end(error)  # if nobody waits for it, this frees its body
-        self._queue.put_back(untouched)
-        if failed:
-            log.warning("%s died while it ran %s.", self.spec.name, _name_requests(failed))
-        if untouched:
-            waiting = _name_requests([job.request.id for job in untouched])
-            log.info("%s had not begun %s: what it leaves waits again.", self.spec.name, waiting)
+        found = triage(
+            jobs,
+            began=lambda batch: bool(self._overlap) or batch.id == exit_.running_batch,
+            runs_again=self._runs_again,
+        )
+        self.suspected = found.suspected
+        found.tell(self.spec.name)
+        self._queue.put_back([*found.untouched, *found.again])
+        for job in found.guilty:
+            error.hint += " The request had killed another worker before and is not run again."
+            self._owner.convicted(job, error)
+        for job in [*found.guilty, *found.lost]:
+            job.end(error)  # if nobody waits for it, this frees its body
         self._ended.set_result(exit_)
         self._owner.has_room(self)
+
+    def _runs_again(self, batch: _Batch) -> bool:
+        """Whether a batch that was running may run again: not if it has had all the time that a reply may take."""
+        since = batch.since if self._overlap else self._head_since
+        in_time = self._clock.time() < since + self._response_timeout
+        return self.load.isolate_batch_errors and in_time and not self._overdue
 
     def _certify(self, exit_: Exit, lost: Sequence[tuple[Job, _Batch]]) -> None:
         """Writes down what the process died of, and reports it unless it ended as it was asked to."""
@@ -478,9 +493,3 @@ class Worker:
             self.kill(why, Cause.RESPONSE_TIMEOUT)
         else:
             self._timer = self._clock.call_at(due, self._check_response)
-
-
-def _name_requests(ids: Sequence[str]) -> str:
-    """Requests by their ids, as many as a line holds."""
-    more = f" and {len(ids) - NAMED_REQUESTS} more" if len(ids) > NAMED_REQUESTS else ""
-    return f"request {', '.join(ids[:NAMED_REQUESTS])}{more}"

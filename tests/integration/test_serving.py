@@ -325,24 +325,19 @@ async def test_requests_that_a_killed_worker_had_not_begun_are_answered_by_its_s
 
 
 async def test_twenty_thousand_requests_survive_two_kills(store: Path, tmp_path: Path) -> None:
-    """Each answer is the request's own or an honest error; nothing hangs; service resumes."""
+    """Each answer is the request's own, also of those that ran; nothing hangs; service resumes."""
     count, clients, kill_at = 20_000, 64, (5_000, 12_000)
     async with running_server(model_store=store, load_models=("echo",), temp_dir=tmp_path) as server:
         await server.models.wait_until_ready()
         numbers = iter(range(count))
         done = 0
-        statuses: dict[int, int] = {}
 
         async def ask_on() -> None:
             nonlocal done
             client = await Client.connect(server)
             for number in numbers:
                 answer = await client.ask("POST", "/predictions/echo", f"request {number}".encode())
-                statuses[answer.status] = statuses.get(answer.status, 0) + 1
-                if answer.status == 200:
-                    assert answer.body == f"request {number}".encode()
-                else:
-                    assert answer.json["message"] == "Worker died."
+                assert (answer.status, answer.body) == (200, f"request {number}".encode())
                 done += 1
                 if done in kill_at:
                     (version,) = server.models.registry
@@ -352,8 +347,6 @@ async def test_twenty_thousand_requests_survive_two_kills(store: Path, tmp_path:
         async with asyncio.timeout(120):
             await asyncio.gather(*(ask_on() for _ in range(clients)))
         assert done == count
-        assert set(statuses) <= {200, 500}
-        assert statuses.get(500, 0) <= len(kill_at)  # batches of one: at most the request that was running
         last = await Client.connect(server)
         assert (await last.ask("POST", "/predictions/echo", b"still here")).body == b"still here"
         await last.close()

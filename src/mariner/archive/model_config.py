@@ -257,7 +257,8 @@ class ModelConfig:
         default="`batching_policy`", ours=True, refused=frozenset({"slo"}),
     )  # fmt: skip
     isolate_batch_errors: bool | None = _row(
-        "isolateBatchErrors", _SWITCH, "Runs a failed batch again in parts, so that only the requests that fail do.",
+        "isolateBatchErrors", _SWITCH,
+        "Runs a batch that failed, or whose worker died, again in parts, so that only the guilty requests fail.",
         default="`isolate_batch_errors`", ours=True,
     )  # fmt: skip
     warm_start: bool | None = _row(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import pytest
 
 from mariner.batching import POLICIES, JobQueue, make_queue
 from mariner.errors import BadRequest, QueueFull, RequestTimeout
-from mariner.jobs import Job, JobState, Outcome, Request
+from mariner.jobs import Job, JobState, Outcome, Request, Suspicion
 
 
 class Told:
@@ -153,6 +154,77 @@ def test_jobs_put_back_come_first_in_their_old_order_even_into_a_full_queue(told
     assert all(job.state is JobState.WAITING for job in jobs)
     assert queue.wake_at() == pytest.approx(107.0)
     assert ids(queue.take()) == ["a", "b", "c"]
+
+
+def test_suspects_come_before_what_is_put_back_with_them_and_after_those_that_wait(told: Told) -> None:
+    queue = told.queue()
+    queue.put(told.job("waits"))
+    waiting, suspect, innocent = told.job("first"), told.job("suspect"), told.job("innocent")
+    for job in (waiting, suspect):
+        job.alone, job.suspicion = True, Suspicion()
+    queue.put_back([waiting])
+    queue.put_back([innocent, suspect])
+    assert [ids(queue.take()) for _ in range(3)] == [["first"], ["suspect"], ["innocent", "waits"]]
+
+
+def test_suspects_of_one_group_are_a_batch_whatever_the_policy_and_whoever_asks(told: Told) -> None:
+    queue = told.queue("fill", batch_size=8)
+    group = [told.job(name) for name in "abc"]
+    suspicion = Suspicion()
+    for job in group:
+        job.alone, job.suspicion = True, suspicion
+    queue.put(told.job("innocent"))
+    queue.put_back(group)
+    group[1].cancel()
+    assert ids(queue.take(partial=False)) == ["a", "c"]
+    assert queue.take() == []
+
+
+def test_suspects_that_may_not_run_yet_are_overtaken_and_keep_their_places(told: Told) -> None:
+    queue = told.queue("fill", batch_size=2)
+    group = [told.job(name) for name in "xyz"]
+    for job, suspicion in zip(group, (first := Suspicion(), first, Suspicion()), strict=True):
+        job.alone, job.suspicion = True, suspicion
+    queue.put_back(group)
+    for name in "abc":
+        queue.put(told.job(name))
+    queue.may_risk = lambda: False
+    assert ids(queue.take()) == ["a", "b"]
+    assert queue.take() == []
+    assert queue.wake_at() == pytest.approx(100.5)
+    group[0].cancel()
+    assert (ids(queue.take()), len(queue)) == ([], 3)
+    queue.may_risk = lambda: True
+    assert [ids(queue.take()), ids(queue.take())] == [["y"], ["z"]]
+
+
+def test_a_suspect_that_is_overtaken_keeps_its_deadline_though_others_expire_meanwhile() -> None:
+    clock = itertools.count(100)  # a second passes whenever somebody looks
+    queue = make_queue("eager", "m", batch_size=1, max_delay=0.0, capacity=10, clock=lambda: float(next(clock)))
+    suspect = Job(Request("suspect", b"", []), lambda _: None, deadline=200.0)
+    suspect.alone, suspect.suspicion = True, Suspicion()
+    queue.put_back([suspect])
+    queue.put(Job(Request("expires", b"", []), lambda _: None, deadline=101.0))
+    queue.may_risk = lambda: False
+    assert queue.take() == []
+    assert queue.wake_at() == pytest.approx(200.0)
+
+
+def test_fill_needs_no_timer_for_what_is_due_already(told: Told) -> None:
+    queue = told.queue("fill")
+    queue.put(told.job("a", timeout=9))
+    told.now += 0.5
+    assert queue.wake_at() == pytest.approx(109.0)
+
+
+def test_a_suspect_whose_deadline_has_passed_does_not_run_again(told: Told) -> None:
+    queue = told.queue()
+    suspect = told.job("suspect", timeout=1)
+    suspect.alone, suspect.suspicion = True, Suspicion()
+    queue.put_back([suspect])
+    told.now += 1
+    assert queue.take() == []
+    assert isinstance(told.outcomes[0][1], RequestTimeout)
 
 
 def test_a_job_that_wants_to_be_alone_shares_no_batch(told: Told) -> None:

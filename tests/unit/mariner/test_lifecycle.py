@@ -60,6 +60,18 @@ def test_the_first_death_restarts_at_once_and_further_ones_back_off() -> None:
     assert [recovery.died() for _ in range(4)] == [0, 1, 1, 2]
 
 
+def test_deaths_by_suspects_restart_at_once_and_leave_the_schedule_as_it_is() -> None:
+    recovery = Recovery(window=300)
+    suspected = [False, True, True, False, True, False]
+    assert [recovery.died(suspected=suspect) for suspect in suspected] == [0, 0, 0, 1, 0, 1]
+
+
+def test_deaths_by_suspects_park_the_model_too() -> None:
+    recovery = Recovery(window=300)
+    delays = [recovery.died(suspected=number > 0) for number in range(DEATHS_BEFORE_PARKING)]
+    assert delays == [0] * (DEATHS_BEFORE_PARKING - 1) + [None]
+
+
 def test_good_answers_between_deaths_keep_the_model_alive() -> None:
     recovery = Recovery(window=300)
     for _ in range(5 * DEATHS_BEFORE_PARKING):

@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import pytest
@@ -20,7 +20,6 @@ from mariner.lifecycle import State
 from mariner.pool import WorkerPool
 from mariner.recipe import Recipe
 from mariner.testing import FakeClock, FakeEngine, settle
-from mariner.worker import _name_requests
 from ts.wire import Load
 
 
@@ -78,13 +77,16 @@ def scene() -> SceneMaker:
         policy: str = "eager",
         max_delay: float = 0.1,
         echo: bool = False,
+        handler: Callable[[list[Request]], Sequence[bytes]] | None = None,
         loads: bool = True,
         retry_window: float = 300.0,
         overlap: int = 0,
+        isolates: bool = False,
+        quarantine: float = 0.0,
     ) -> Scene:
         clock = FakeClock()
         engine = FakeEngine(
-            (lambda requests: [bytes(request.parts[0].value) for request in requests]) if echo else None,
+            (lambda requests: [bytes(request.parts[0].value) for request in requests]) if echo else handler,
             loads=loads,
         )
         queue = make_queue(
@@ -94,12 +96,13 @@ def scene() -> SceneMaker:
             model="m",
             version="1.0",
             spec=lambda id_: WorkerSpec(f"W-{id_}-m_1.0", "python", {}),
-            load=lambda _: Load("m", "/models/m", "handler.py"),
+            load=lambda _: Load("m", "/models/m", "handler.py", isolate_batch_errors=isolates),
             next_id=itertools.count(9000).__next__,
             response_timeout=10.0,
             startup_timeout=20.0,
             retry_window=retry_window,
             overlap=overlap,
+            quarantine_time=quarantine,
         )
         return Scene(engine, clock, WorkerPool(recipe, engine=engine, queue=queue, clock=clock))
 
@@ -311,7 +314,6 @@ async def test_the_log_names_the_requests_that_a_death_concerns(
     process.die(-11)
     await settle()
     assert "W-9000-m_1.0 died while it ran request running." in caplog.messages
-    assert f"request {', '.join(map(str, range(20)))} and 5 more" == _name_requests([str(n) for n in range(25)])
 
 
 async def test_a_death_and_a_recovery_are_told_in_the_words_scripts_look_for(

@@ -9,7 +9,17 @@ from mariner.http.openapi.schemas import ANYTHING, BINARY, TEXT, Schema, integer
 
 __all__ = ["INFERENCE"]
 
-_ERRORS = (*ALWAYS, "Late", "TooLarge", "WorkerDied", "PredictionFailed", "NoWorker", "QueueFull", "OutOfResources")
+_ERRORS = (
+    *ALWAYS,
+    "Late",
+    "TooLarge",
+    "WorkerDied",
+    "Quarantined",
+    "PredictionFailed",
+    "NoWorker",
+    "QueueFull",
+    "OutOfResources",
+)
 _MODEL, _VERSION = ("UnknownModel",), ("UnknownModel", "UnknownVersion")
 
 _TIMEOUT = Parameter(

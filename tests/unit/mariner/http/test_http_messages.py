@@ -418,6 +418,16 @@ def test_a_retry_is_recommended_in_whole_seconds() -> None:
     assert wire.headers["Retry-After"] == "1"
 
 
+@pytest.mark.parametrize(("death_id", "members"), [("d-1", {"death_id": "d-1"}), ("", {})])
+def test_a_death_certificate_is_named_where_there_is_one(death_id: str, members: dict[str, str]) -> None:
+    wire = Wire()
+    error = WorkerDied("Worker died.")
+    error.death_id = death_id
+    write_error(make(wire=wire), error)
+    body = json.loads(wire.body)
+    assert {name: value for name, value in body.items() if name == "death_id"} == members
+
+
 def test_an_error_within_a_stream_aborts() -> None:
     wire = Wire()
     exchange = make(wire=wire)
