@@ -16,7 +16,11 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     ├── Conflict
     ├── ServiceUnavailable    try again later, or elsewhere
     │   ├── QueueFull
+    │   ├── DeadlineTooShort
     │   ├── NoWorker
+    │   │   ├── Loading
+    │   │   ├── Broken
+    │   │   └── Busy
     │   └── Draining
     ├── RequestTimeout
     ├── WorkerDied            the process that ran the request is gone
@@ -30,8 +34,11 @@ from typing import ClassVar
 
 __all__ = [
     "BadRequest",
+    "Broken",
+    "Busy",
     "ConfigurationError",
     "Conflict",
+    "DeadlineTooShort",
     "DefaultVersionInUse",
     "DependenciesFailed",
     "DownloadFailed",
@@ -39,6 +46,7 @@ __all__ = [
     "InternalError",
     "InvalidArchive",
     "InvalidKey",
+    "Loading",
     "MarinerError",
     "MethodNotAllowed",
     "ModelNotFound",
@@ -203,10 +211,34 @@ class QueueFull(ServiceUnavailable):
     reason = "queue_full"
 
 
+class DeadlineTooShort(ServiceUnavailable):
+    """What waits takes longer than the request may; it is refused at once, not after its deadline."""
+
+    reason = "deadline"
+
+
 class NoWorker(ServiceUnavailable):
     """The model has no worker and none is coming."""
 
     reason = "no_worker"
+
+
+class Loading(NoWorker):
+    """The model's workers have not come yet."""
+
+    reason = "loading"
+
+
+class Broken(NoWorker):
+    """The model's workers failed too often and are not started again."""
+
+    reason = "broken"
+
+
+class Busy(NoWorker):
+    """Each worker is busy, and the model is not to let requests wait (``useJobTicket``)."""
+
+    reason = "busy"
 
 
 class Draining(ServiceUnavailable):

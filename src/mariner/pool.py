@@ -13,9 +13,19 @@ import time
 
 from mariner.batching import JobQueue
 from mariner.engines import Engine
-from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
+from mariner.errors import (
+    Broken,
+    Busy,
+    Draining,
+    MarinerError,
+    NoWorker,
+    QueueFull,
+    ServiceUnavailable,
+    WorkerStartFailed,
+)
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
+from mariner.overload import deadline_too_short, expected_wait, loading, retry_after
 from mariner.recipe import Recipe
 from mariner.worker import Clock, Death, Worker
 
@@ -120,17 +130,16 @@ class WorkerPool:
         """Queues a job.
 
         Raises:
-            Draining, NoWorker, QueueFull: it cannot be served now.
+            Draining, NoWorker, QueueFull, DeadlineTooShort: it cannot be served now.
         """
-        if self.draining:
-            raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
-        if not self.workers:
-            raise self.no_worker()
-        if self._without_worker_since is not None and self.broken:
-            raise self._broken_error()
-        if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
-            raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.")
-        self.queue.put(job)
+        try:
+            self._check(job)
+            self.queue.put(job)
+        except ServiceUnavailable as refusal:
+            self.queue.refusals[refusal.reason] += 1
+            if isinstance(refusal, QueueFull):
+                refusal.retry_after = retry_after(self._expected_wait()[0])
+            raise
         if job.deadline < self._timer_at:
             self._arm(job.deadline)
         if not self.queue.length % FRAME_JOBS and self.workers[0].fast:
@@ -141,17 +150,37 @@ class WorkerPool:
             # In the next turn of the loop: what other connections sent meanwhile travels in the same frame.
             self._clock.call_soon(self._pump)
 
-    def no_worker(self, hint: str = "") -> NoWorker:
+    def _check(self, job: Job) -> None:
+        """Refuses a job that need not wait to be refused."""
+        if self.draining:
+            raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
+        if not self.workers:
+            raise self.no_worker()
+        if self._without_worker_since is not None and self.broken:
+            raise self._broken_error()
+        if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
+            raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.", Busy)
+        if job.deadline < math.inf:
+            left = job.deadline - self._clock.time()
+            wait, batch = self._expected_wait()
+            if wait and wait + batch > left:
+                raise deadline_too_short(self.recipe.model, left, wait, batch)
+
+    def _expected_wait(self) -> tuple[float, float]:
+        ready = [worker for worker in self.workers if worker.state is State.READY]
+        return expected_wait(self.queue.length + self.queue.ahead, self.queue.batch_size, ready)
+
+    def no_worker(self, hint: str = "", kind: type[NoWorker] = NoWorker) -> NoWorker:
         """The error for a request that meets no worker."""
-        return NoWorker(
+        return kind(
             f'Model "{self.recipe.model}" has no worker to serve inference request. '
             "Please use scale workers API to add workers. If this is a sequence inference, please check if it is "
             "closed, or expired; or exceeds maxSequenceJobQueueSize",
             hint=hint,
         )
 
-    def _broken_error(self) -> NoWorker:
-        return NoWorker(
+    def _broken_error(self) -> Broken:
+        return Broken(
             f'Model "{self.recipe.model}" has no worker to serve inference request: its workers failed too often and '
             "are not started again.",
             hint="The server's log has the reason. Scale the model or register it again to retry.",
@@ -353,8 +382,8 @@ class WorkerPool:
         if deadline < math.inf:
             self._arm(deadline)
         since = self._without_worker_since
-        if since is not None and self._clock.time() >= since + self.recipe.response_timeout:
-            self._refuse_waiting(self.no_worker())
+        if since is not None and (waited := self._clock.time() - since) >= self.recipe.response_timeout:
+            self._refuse_waiting(loading(self.recipe.model, waited) if self.workers else self.no_worker())
         self._pump()
 
     def _note_readiness(self) -> None:
@@ -381,7 +410,7 @@ class WorkerPool:
 
     def _refuse_waiting(self, error: MarinerError) -> None:
         for job in self.queue.remove_all():
-            job.end(error)
+            self.queue.end(job, error)
 
     # -- what workers tell --------------------------------------------------------------------------------------------
 

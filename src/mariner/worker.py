@@ -16,9 +16,10 @@ from typing import Any, Protocol
 
 from mariner.batching import JobQueue
 from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
-from mariner.errors import RequestTimeout, WorkerDied
+from mariner.errors import WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
+from mariner.overload import no_answer, waited_too_long
 from ts.wire import (
     Batch,
     Frame,
@@ -182,6 +183,11 @@ class Worker:
         return self.state is State.READY and not self._batches
 
     @property
+    def lanes(self) -> int:
+        """Batches that it runs at a time."""
+        return self._overlap or 1
+
+    @property
     def fast(self) -> bool:
         """Its batches take so little that larger ones would gain nothing."""
         return 0.0 < self.cost < LOW_WATER
@@ -248,14 +254,17 @@ class Worker:
         if len(self._frames) >= MAX_FRAMES:
             return 0
         while len(taken) < limit and self._has_room():
-            jobs = self._queue.take(partial=not self._batches or len(self._batches) * self.cost < LOW_WATER)
+            ahead = len(self._batches) * self.cost
+            jobs = self._queue.take(
+                partial=not self._batches or ahead < LOW_WATER, seconds=self.cost + (0.0 if self._overlap else ahead)
+            )
             if not jobs:
                 break
             taken.append(self._accept(jobs))
         if taken and self._process is not None:
             if not self._overlap:
                 self._frames.append(taken[-1].id)
-            self._process.send(encode_predict(taken))
+            self._process.send(encode_predict(taken, self._clock.time()))
         return len(taken)
 
     def _has_room(self) -> bool:
@@ -274,9 +283,10 @@ class Worker:
         entries = []
         for job in jobs:
             id_ += 1
-            job.begin(now)
+            job.begin(now, self)
             table[id_] = job, batch
-            entries.append((id_, job.request))
+            request = job.request if job.deadline == math.inf else job.request._replace(deadline=job.deadline)
+            entries.append((id_, request))
         self._last_job = id_
         if self._batches and not self._overlap:
             self._queue.ahead += batch.size
@@ -295,22 +305,26 @@ class Worker:
         """Answers the requests whose deadline has passed, though the handler goes on; returns the next deadline."""
         now, earliest = self._clock.time(), math.inf
         late = []
-        for job, _ in self._jobs.values():
-            if job.streaming:
+        for job, batch in self._jobs.values():
+            if job.streaming or not job.wanted:
                 continue
             if job.deadline <= now:
-                late.append(job)
+                late.append((job, batch))
             else:
                 earliest = min(earliest, job.deadline)
-        for job in late:  # an answer may bring the next request, and that one may come here
-            allowed = job.deadline - job.created
-            error = RequestTimeout(
-                f'Model "{self.load.model_name}": no answer within the {allowed:g} s the request had.',
-                hint="Allow more time (clientTimeoutInMills, X-Request-Timeout-Ms) or make the handler faster.",
-            )
-            error.status = 504
+        running = next(iter(self._batches.values()), None)
+        for job, batch in late:  # an answer may bring the next request, and that one may come here
+            begun = self._overlap or batch is running
+            error = no_answer(self.load.model_name, job) if begun else waited_too_long(self._queue.model, job, now)
+            self._queue.refusals[error.reason] += 1
             job.give_up(error)
         return earliest
+
+    def give_up(self, job: Job) -> None:
+        """Shows the process that nobody wants a job any more; see :class:`mariner.jobs.Holder`."""
+        id_ = next((id_ for id_, (held, _) in self._jobs.items() if held is job), 0)
+        if id_ and self._process is not None:
+            self._process.give_up(id_)
 
     # -- what the process says ----------------------------------------------------------------------------------------
 
@@ -365,7 +379,13 @@ class Worker:
         batch.unanswered -= 1
         job.begun = batch.since if self._overlap else self._head_since
         if not batch.unanswered:
-            self._close(batch, reply.handler_seconds)
+            self._close(batch, reply.handler_seconds if reply.status else None)
+        if not reply.status:  # the process left it out: it looks at deadlines too, and may see one first
+            if job.wanted:
+                self._queue.end(job, waited_too_long(self._queue.model, job, self._clock.time()))
+            else:
+                job.end(reply)  # frees its body
+            return
         self._owner.finished(job, reply, batch.size)
         job.end(reply)
 
@@ -377,14 +397,15 @@ class Worker:
             batch.since = self._clock.time()
             job.piece(reply)
 
-    def _close(self, batch: _Batch, seconds: float) -> None:
-        """All jobs of the batch are answered."""
+    def _close(self, batch: _Batch, seconds: float | None) -> None:
+        """All jobs of the batch are answered; the handler took that long, None if the last job was not run."""
         del self._batches[batch.id]
-        self._head_since += seconds  # when the next one began, if its replies are in the same frame
+        self._head_since += seconds or 0.0  # when the next one began, if its replies are in the same frame
         if self._frames and batch.id >= self._frames[0]:  # batches run in order
             self._frames.popleft()
-        # A handler that returns a constant still takes time; the first batch is all that is known.
-        self.cost = max(seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost), 1e-6)
+        if seconds is not None:
+            # A handler that returns a constant still takes time; the first batch is all that is known.
+            self.cost = max(seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost), 1e-6)
         if self._batches and not self._overlap:
             self._queue.ahead -= next(iter(self._batches.values())).size
 

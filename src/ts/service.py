@@ -16,6 +16,7 @@ from ts.content import decode_value, encode_output
 from ts.context import Context, RequestProcessor
 from ts.errors import PredictionException
 from ts.isolation import isolate
+from ts.page import Page
 from ts.wire import Batch, Reply, Request, Shared, pack_headers
 
 if TYPE_CHECKING:
@@ -95,6 +96,7 @@ class Service:
         entry_point: the handler: ``(list of dicts, context)`` to a list, or to an awaitable of one.
         send: takes the pieces of streamed answers, which leave at once; called in whatever thread the handler streams.
         bodies: shared memory that holds large bodies.
+        page: says which jobs nobody wants any more; they are not run.
         decode_input_request: False hands every body over as bytes.
         max_response_size: bytes; a larger reply becomes an error.
         isolate_errors: a batch that fails is run again in parts, so that only the requests that fail alone do.
@@ -108,6 +110,7 @@ class Service:
         send: Callable[[Reply], None],
         *,
         bodies: memoryview | None = None,
+        page: Page | None = None,
         decode_input_request: bool = True,
         max_response_size: int = 6_553_500,
         isolate_errors: bool = False,
@@ -117,6 +120,7 @@ class Service:
         self._entry_point = entry_point
         self._send = send
         self._bodies = bodies
+        self._page = page or Page()
         self._decode = decode_input_request
         self._limit = min(max_response_size, LARGEST_REPLY)
         self._isolates = isolate_errors
@@ -145,12 +149,15 @@ class Service:
         Raises:
             SystemExit: the handler wants the process to end.
         """
+        jobs, skipped = self._leave_out_stale(batch.jobs)
+        if not jobs:
+            return skipped
         try:
-            result = self._try(batch.jobs)
+            result = self._try(jobs)
             if not isinstance(result, str):
-                return result
-            self._isolate(batch.jobs, result)
-            return []
+                return skipped + result if skipped else result
+            self._isolate(jobs, result)
+            return skipped
         finally:
             self._jobs = self._processors = ()
             self._streams = {}  # a thread that the handler left behind streams to nobody
@@ -169,7 +176,9 @@ class Service:
         Raises:
             SystemExit: the handler wants the process to end.
         """
-        jobs = batch.jobs
+        jobs, skipped = self._leave_out_stale(batch.jobs)
+        if not jobs:
+            return skipped
         try:
             data = self._begin(jobs)
             started = time.perf_counter()
@@ -179,11 +188,11 @@ class Service:
                     results = await results
             finally:
                 self._seconds = time.perf_counter() - started
-            return self._finish(jobs, results)
+            return skipped + self._finish(jobs, results)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
-            return self._fail(jobs, error)
+            return skipped + self._fail(jobs, error)
         finally:
             self._streams = {}  # a task that the handler left behind streams to nobody
 
@@ -224,6 +233,13 @@ class Service:
                 if reply.failed:
                     self._ended.add(job_id)
                 self._send(reply if reply.failed else reply._replace(more=True))
+
+    def _leave_out_stale(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], list[Reply]]:
+        """The jobs that somebody wants, and what is said of the others: they never reach the handler."""
+        stale = self._page.stale(jobs)
+        if not stale:
+            return jobs, []
+        return [job for job in jobs if job[0] not in stale], [Reply(job_id, b"", 0, failed=True) for job_id in stale]
 
     def _try(self, jobs: Sequence[Job]) -> list[Reply] | str:
         """Runs some jobs: their replies, or why they failed if their parts are to be tried.
@@ -273,6 +289,7 @@ class Service:
         self._jobs = jobs
         self._processors = processors = [RequestProcessor(request) for _, request in jobs]
         context = self.context
+        context.attach(jobs, self._page)
         context.request_processor = processors
         context.request_ids = request_ids = {index: job[1].id for index, job in enumerate(jobs)}
         context.metrics.set_request_ids(request_ids)
