@@ -15,6 +15,7 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     ├── MethodNotAllowed
     ├── Conflict
     ├── ServiceUnavailable    try again later, or elsewhere
+    │   ├── Starting
     │   ├── QueueFull
     │   ├── DeadlineTooShort
     │   ├── NoWorker
@@ -57,6 +58,7 @@ __all__ = [
     "QueueFull",
     "RequestTimeout",
     "ServiceUnavailable",
+    "Starting",
     "UnregisterTimeout",
     "VersionNotFound",
     "WorkerDied",
@@ -203,6 +205,12 @@ class ServiceUnavailable(MarinerError):
 
     status = 503
     wire_name = "ServiceUnavailableException"
+
+
+class Starting(ServiceUnavailable):
+    """The server does not know its models yet."""
+
+    reason = "starting"
 
 
 class QueueFull(ServiceUnavailable):

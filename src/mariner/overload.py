@@ -6,13 +6,26 @@ that a worker could begin at once is always let through, and measures the model 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Protocol
 
 from mariner.errors import DeadlineTooShort, Loading, RequestTimeout
 from mariner.jobs import Job
 
-__all__ = ["Lane", "deadline_too_short", "expected_wait", "loading", "no_answer", "retry_after", "waited_too_long"]
+__all__ = [
+    "MARGIN",
+    "Lane",
+    "deadline_too_short",
+    "expected_wait",
+    "loading",
+    "no_answer",
+    "retry_after",
+    "waited_too_long",
+]
+
+MARGIN = 1.5
+"""Batches that must fit into what is left: the estimate is an average, and half of them take longer."""
 
 LONGEST_RETRY = 60.0  # seconds; no estimate of a queue is worth more
 _MORE_TIME = "allow more time (clientTimeoutInMills, X-Request-Timeout-Ms)"
@@ -33,27 +46,32 @@ class Lane(Protocol):
     def lanes(self) -> int:
         """Batches that it runs at a time."""
 
+    def free_in(self, now: float) -> float:
+        """Seconds until it has done what it runs."""
 
-def expected_wait(waiting: int, batch_size: int, workers: Iterable[Lane]) -> tuple[float, float]:
+
+def expected_wait(waiting: int, batch_size: int, workers: Iterable[Lane], now: float) -> tuple[float, float]:
     """Seconds until a request that comes now is begun, and seconds that its batch takes then.
 
     Args:
         waiting: requests before it.
         batch_size: most requests in a batch.
         workers: those that are ready.
+        now: the time on the clock of the workers.
 
     Returns:
         Zeros if it need not wait, or if a batch has yet to be measured.
     """
-    rate, lanes = 0.0, 0
+    rate, lanes, first = 0.0, 0, math.inf
     for worker in workers:
         if not worker.cost or (worker.idle and not waiting):
             return 0.0, 0.0
         rate += worker.lanes / worker.cost
         lanes += worker.lanes
+        first = min(first, worker.free_in(now))
     if not rate:
         return 0.0, 0.0
-    return (waiting // batch_size + 1) / rate, lanes / rate  # one batch more: the one that runs now
+    return first + waiting // batch_size / rate, lanes / rate
 
 
 def retry_after(seconds: float) -> float:

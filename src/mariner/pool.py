@@ -25,7 +25,7 @@ from mariner.errors import (
 )
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
-from mariner.overload import deadline_too_short, expected_wait, loading, retry_after
+from mariner.overload import MARGIN, deadline_too_short, expected_wait, loading, retry_after
 from mariner.recipe import Recipe
 from mariner.worker import Clock, Death, Worker
 
@@ -163,12 +163,12 @@ class WorkerPool:
         if job.deadline < math.inf:
             left = job.deadline - self._clock.time()
             wait, batch = self._expected_wait()
-            if wait and wait + batch > left:
+            if wait and wait + MARGIN * batch > left:
                 raise deadline_too_short(self.recipe.model, left, wait, batch)
 
     def _expected_wait(self) -> tuple[float, float]:
         ready = [worker for worker in self.workers if worker.state is State.READY]
-        return expected_wait(self.queue.length + self.queue.ahead, self.queue.batch_size, ready)
+        return expected_wait(self.queue.length + self.queue.ahead, self.queue.batch_size, ready, self._clock.time())
 
     def no_worker(self, hint: str = "", kind: type[NoWorker] = NoWorker) -> NoWorker:
         """The error for a request that meets no worker."""

@@ -19,7 +19,7 @@ from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
-from mariner.overload import no_answer, waited_too_long
+from mariner.overload import MARGIN, no_answer, waited_too_long
 from ts.wire import (
     Batch,
     Frame,
@@ -187,6 +187,12 @@ class Worker:
         """Batches that it runs at a time."""
         return self._overlap or 1
 
+    def free_in(self, now: float) -> float:
+        """Estimated seconds until it has done what it runs."""
+        if len(self._batches) < self.lanes:
+            return 0.0
+        return self.cost / self.lanes if self._overlap else max(0.0, self._head_since + self.cost - now)
+
     @property
     def fast(self) -> bool:
         """Its batches take so little that larger ones would gain nothing."""
@@ -255,8 +261,9 @@ class Worker:
             return 0
         while len(taken) < limit and self._has_room():
             ahead = len(self._batches) * self.cost
+            partial = not self._batches or ahead < LOW_WATER
             jobs = self._queue.take(
-                partial=not self._batches or ahead < LOW_WATER, seconds=self.cost + (0.0 if self._overlap else ahead)
+                partial=partial, seconds=MARGIN * (self.cost if self._overlap else self.cost + ahead)
             )
             if not jobs:
                 break
