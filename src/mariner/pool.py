@@ -138,7 +138,7 @@ class WorkerPool:
         except ServiceUnavailable as refusal:
             self.queue.refusals[refusal.reason] += 1
             if isinstance(refusal, QueueFull):
-                refusal.retry_after = retry_after(self._expected_wait()[0])
+                refusal.retry_after = retry_after(self._expected_wait(self.queue.length)[0])
             raise
         if job.deadline < self._timer_at:
             self._arm(job.deadline)
@@ -162,13 +162,15 @@ class WorkerPool:
             raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.", Busy)
         if job.deadline < math.inf:
             left = job.deadline - self._clock.time()
-            wait, batch = self._expected_wait()
+            wait, batch = self._expected_wait(self.queue.length)
             if wait and wait + MARGIN * batch > left:
-                raise deadline_too_short(self.recipe.model, left, wait, batch)
+                wait, batch = self._expected_wait(len(self.queue))  # without those whose clients have gone
+                if wait and wait + MARGIN * batch > left:
+                    raise deadline_too_short(self.recipe.model, left, wait, batch)
 
-    def _expected_wait(self) -> tuple[float, float]:
+    def _expected_wait(self, queued: int) -> tuple[float, float]:
         ready = [worker for worker in self.workers if worker.state is State.READY]
-        return expected_wait(self.queue.length + self.queue.ahead, self.queue.batch_size, ready, self._clock.time())
+        return expected_wait(queued + self.queue.ahead, self.queue.batch_size, ready, self._clock.time())
 
     def no_worker(self, hint: str = "", kind: type[NoWorker] = NoWorker) -> NoWorker:
         """The error for a request that meets no worker."""

@@ -107,6 +107,26 @@ async def test_a_handler_is_told_how_much_time_it_has(tmp_path: Path) -> None:
         await client.close()
 
 
+async def test_who_leaves_takes_his_request_out_of_the_queue(tmp_path: Path) -> None:
+    put_model(tmp_path / "store", "m", BLOCKING, ONE_WORKER)
+    async with running_server(model_store=tmp_path / "store", load_models=("m",), temp_dir=tmp_path) as server:
+        await server.models.wait_until_ready()
+        pool = server.models.registry.get("m", None).pool
+        blocking, leaving, patient = [await Client.connect(server) for _ in range(3)]
+        text = {"Content_Type": "text/plain"}
+        async with asyncio.timeout(10):
+            await blocking.send("POST", "/predictions/m", b"work", **text)
+            await until(lambda: pool.in_flight == 1)
+            await leaving.send("POST", "/predictions/m", b"left", **text)
+            await until(lambda: pool.waiting == 1)
+            await leaving.close()
+            await until(lambda: pool.waiting == 0)
+            await blocking.close()
+            told = (await patient.ask("POST", "/predictions/m", b"tell", **text)).body
+        assert told == b"stopped with 0 s left"
+        await patient.close()
+
+
 async def test_what_nobody_wants_any_more_is_not_run_though_the_worker_has_it(tmp_path: Path) -> None:
     put_model(tmp_path / "store", "m", BLOCKING, ONE_WORKER)
     async with running_server(model_store=tmp_path / "store", load_models=("m",), temp_dir=tmp_path) as server:

@@ -822,6 +822,22 @@ async def test_what_cannot_be_answered_in_time_is_refused_at_once(scene: SceneMa
     assert s.pool.queue.refusals == {"deadline": 1}
 
 
+async def test_those_whose_clients_have_gone_keep_nobody_waiting(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("first")
+    await settle()
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"", seconds=1.0)
+    s.put("runs")
+    await settle()
+    for job in [s.put(name) for name in "abcde"]:
+        job.cancel()
+    s.put("in time", timeout=2.6)
+    assert not s.pool.queue.refusals
+
+
 async def test_a_full_queue_says_when_it_will_have_been_served(scene: SceneMaker) -> None:
     s = scene(capacity=5)
     s.pool.scale(1, 1)
