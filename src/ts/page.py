@@ -11,6 +11,7 @@ import math
 import mmap
 import time
 from collections.abc import Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 __all__ = ["PAGE_BYTES", "Page"]
 
 _NEVER = math.inf
+_NOTHING: frozenset[int] = frozenset()
 _RUNNING, _END = 0, 8  # cells; 64 bytes apart: a store of one side does not slow the other's next look
 _FIRST = 16  # of the cells that hold ids of jobs, each greater by one: memory begins as zeros
 _SLOTS = 4096  # jobs that a worker can hold under the longest window; a power of two
@@ -59,21 +61,19 @@ class Page:
         """Nobody wants the answer to this job."""
         return self._cells[_FIRST + job_id % _SLOTS] == job_id + 1
 
-    def stale(self, jobs: Sequence[tuple[int, Request]]) -> set[int]:
+    def stale(self, jobs: Sequence[tuple[int, Request]]) -> AbstractSet[int]:
         """The ids of those jobs of a batch that nobody wants: given up, or past their deadline.
 
         Costs next to nothing where nobody has given up anything and no job has a deadline.
         """
-        found: set[int] = set()
-        if jobs and jobs[0][0] < self._cells[_END]:
-            found = {job_id for job_id, _ in jobs if self.given_up(job_id)}
-        now = 0.0
-        for job_id, request in jobs:
-            if request.deadline != _NEVER:
-                now = now or time.monotonic()
-                if request.deadline <= now:
-                    found.add(job_id)
-        return found
+        if jobs and jobs[0][0] >= self._cells[_END]:  # ids grow: nothing of this batch was given up
+            for _, request in jobs:
+                if request.deadline != _NEVER:
+                    break
+            else:
+                return _NOTHING
+        now = time.monotonic()
+        return {job_id for job_id, request in jobs if request.deadline <= now or self.given_up(job_id)}
 
     def close(self) -> None:
         """Unmaps the memory."""

@@ -10,6 +10,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from ts.content import decode_value, encode_output
@@ -81,6 +82,11 @@ def _encode_or_log(item: Any, request_id: str) -> bytes | None:
         return None
 
 
+def _leave_out(jobs: Sequence[Job], stale: AbstractSet[int]) -> tuple[list[Job], list[Reply]]:
+    """The jobs that somebody wants, and what is said of the others: they never reach the handler."""
+    return [job for job in jobs if job[0] not in stale], [Reply(job_id, b"", 0, failed=True) for job_id in stale]
+
+
 class _BadOutput(Exception):
     """What the handler returned is no answer to its batch."""
 
@@ -149,9 +155,12 @@ class Service:
         Raises:
             SystemExit: the handler wants the process to end.
         """
-        jobs, skipped = self._leave_out_stale(batch.jobs)
-        if not jobs:
-            return skipped
+        jobs: Sequence[Job] = batch.jobs
+        skipped: list[Reply] = []
+        if stale := self._page.stale(jobs):
+            jobs, skipped = _leave_out(jobs, stale)
+            if not jobs:
+                return skipped
         try:
             result = self._try(jobs)
             if not isinstance(result, str):
@@ -176,9 +185,12 @@ class Service:
         Raises:
             SystemExit: the handler wants the process to end.
         """
-        jobs, skipped = self._leave_out_stale(batch.jobs)
-        if not jobs:
-            return skipped
+        jobs: Sequence[Job] = batch.jobs
+        skipped: list[Reply] = []
+        if stale := self._page.stale(jobs):
+            jobs, skipped = _leave_out(jobs, stale)
+            if not jobs:
+                return skipped
         try:
             data = self._begin(jobs)
             started = time.perf_counter()
@@ -233,13 +245,6 @@ class Service:
                 if reply.failed:
                     self._ended.add(job_id)
                 self._send(reply if reply.failed else reply._replace(more=True))
-
-    def _leave_out_stale(self, jobs: Sequence[Job]) -> tuple[Sequence[Job], list[Reply]]:
-        """The jobs that somebody wants, and what is said of the others: they never reach the handler."""
-        stale = self._page.stale(jobs)
-        if not stale:
-            return jobs, []
-        return [job for job in jobs if job[0] not in stale], [Reply(job_id, b"", 0, failed=True) for job_id in stale]
 
     def _try(self, jobs: Sequence[Job]) -> list[Reply] | str:
         """Runs some jobs: their replies, or why they failed if their parts are to be tried.

@@ -86,7 +86,7 @@ async def test_a_handler_sees_that_the_deadline_has_passed(tmp_path: Path, handl
     async with running_server(model_store=tmp_path / "store", load_models=("m",), temp_dir=tmp_path) as server:
         await server.models.wait_until_ready()
         client = await Client.connect(server)
-        late = {"Content_Type": "text/plain", "X_Request_Timeout_Ms": "50"}
+        late = {"Content_Type": "text/plain", "X_Request_Timeout_Ms": "1000"}  # enough to be begun
         async with asyncio.timeout(10):
             assert (await client.ask("POST", "/predictions/m", b"work", **late)).status == 504
             answer = await client.ask("POST", "/predictions/m", b"tell", Content_Type="text/plain")
