@@ -346,9 +346,10 @@ class Worker:
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is FrameKind.REPLIES:
+            now = self._clock.time()
             for reply in decode_replies(frame.payload):
-                self._deliver(reply)
-            self._head_since = self._clock.time()  # a sign of life of the batch that runs, whole or in parts
+                self._deliver(reply, now)
+            self._head_since = now  # a sign of life of the batch that runs, whole or in parts
             self._owner.has_room(self)
         elif frame.kind is FrameKind.METRICS:
             for name, unit, type_, value, dimensions, request_ids in frame.json():
@@ -373,7 +374,7 @@ class Worker:
         else:
             self._loaded.set_exception(Death(loaded.message, loaded=False, out_of_memory=loaded.out_of_memory))
 
-    def _deliver(self, reply: Reply) -> None:
+    def _deliver(self, reply: Reply, now: float) -> None:
         if reply.more:
             self._deliver_piece(reply)
             return
@@ -387,14 +388,17 @@ class Worker:
         job.begun = batch.since if self._overlap else self._head_since
         if not batch.unanswered:
             self._close(batch, reply.handler_seconds if reply.status else None)
-        if not reply.status:  # the process left it out: it looks at deadlines too, and may see one first
-            if job.wanted:
-                self._queue.end(job, waited_too_long(self._queue.model, job, self._clock.time()))
-            else:
-                job.end(reply)  # frees its body
-            return
-        self._owner.finished(job, reply, batch.size)
-        job.end(reply)
+        if reply.status:
+            self._owner.finished(job, reply, batch.size)
+            if job.deadline > now or job.streaming:
+                job.end(reply)
+                return
+        if not job.wanted:
+            job.end(reply)  # frees its body
+        elif reply.status:  # the timer is about to say so; a handler that saw it may have stopped halfway
+            self._queue.end(job, no_answer(self.load.model_name, job))
+        else:  # the process left it out: its clock is a little ahead
+            self._queue.end(job, waited_too_long(self._queue.model, job, now))
 
     def _deliver_piece(self, reply: Reply) -> None:
         job, batch = self._jobs.get(reply.job_id, _NOBODY)

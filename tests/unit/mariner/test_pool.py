@@ -786,6 +786,21 @@ async def test_a_job_that_waits_behind_others_in_a_worker_expires_as_one_that_wa
     assert s.pool.queue.refusals == {"deadline_exceeded": 2}
 
 
+async def test_an_answer_at_the_deadline_is_late_even_before_the_timer_says_so(scene: SceneMaker) -> None:
+    """A handler that saw the deadline pass may have stopped halfway."""
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("late", timeout=1.0)
+    await settle()
+    s.clock.set(s.clock.time() + 1.0)
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"half")
+    assert s.error("late").status == 504
+    await s.clock.advance(1.0)
+    assert len(s.outcomes["late"]) == 1
+
+
 async def test_a_job_that_the_process_left_out_is_answered_as_late(scene: SceneMaker) -> None:
     s = scene()
     s.pool.scale(1, 1)
