@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -835,6 +836,37 @@ async def test_what_cannot_be_answered_in_time_is_refused_at_once(scene: SceneMa
     assert (refusal.value.reason, refusal.value.status, refusal.value.retry_after) == ("deadline", 503, 2.0)
     s.put("in time", timeout=3.6)
     assert s.pool.queue.refusals == {"deadline": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 4])
+async def test_at_three_times_its_capacity_a_model_still_works_for_somebody(scene: SceneMaker, batch_size: int) -> None:
+    s = scene(batch_size=batch_size, capacity=1000)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    costs = itertools.cycle([0.018, 0.020, 0.025])
+    begun = 0
+    in_time: list[float] = []
+    seconds, capacity = 4.0, batch_size / 0.021
+
+    def finish(number: int, cost: float) -> None:
+        process.reply(process.batches[number], b"", seconds=cost)
+
+    for number in range(int(3 * capacity * seconds)):
+        name, sent = str(number), s.clock.time()
+        with suppress(DeadlineTooShort):
+            job = s.put(name, timeout=1.0)
+            job._deliver = lambda outcome, sent=sent: in_time.extend(
+                [sent] if isinstance(outcome, Reply) and s.clock.time() < sent + 1.0 else []
+            )
+        await s.clock.advance(1 / (3 * capacity))
+        while begun < len(process.batches):
+            cost = next(costs)
+            s.clock.call_at(s.clock.time() + cost, finish, begun, cost)
+            begun += 1
+    steady = [sent for sent in in_time if 1001.0 <= sent < 1000.0 + seconds - 1.0]
+    assert len(steady) >= 0.9 * capacity * (seconds - 2.0)
 
 
 async def test_those_whose_clients_have_gone_keep_nobody_waiting(scene: SceneMaker) -> None:
