@@ -125,13 +125,13 @@ class JobQueue(ABC):
         all the work is in vain.
 
         Args:
-            seconds: what running a job takes: jobs that have less left end too, as long as others have more. If none
-                has, they stay: an estimate alone must not keep a model from answering anything, and from being
-                measured anew.
+            seconds: what running a job may take: jobs that have less left, and have waited for half of their time, end
+                too, as long as others have more. If none has, they stay: an estimate alone must not keep a model from
+                answering anything, and from being measured anew.
         """
         now = self._clock()
         waiting = [job for job in self._jobs if job.state is JobState.WAITING]
-        kept = [job for job in waiting if job.deadline > now + seconds]
+        kept = [job for job in waiting if job.deadline - now > min(seconds, (job.deadline - job.created) / 2)]
         if not kept and seconds:
             kept = [job for job in waiting if job.deadline > now]
         self._jobs = deque(kept)

@@ -25,7 +25,7 @@ from mariner.errors import (
 )
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
-from mariner.overload import MARGIN, deadline_too_short, expected_wait, loading, retry_after
+from mariner.overload import deadline_too_short, expected_wait, loading, retry_after
 from mariner.recipe import Recipe
 from mariner.worker import Clock, Death, Worker
 
@@ -163,9 +163,9 @@ class WorkerPool:
         if job.deadline < math.inf:
             left = job.deadline - self._clock.time()
             wait, batch = self._expected_wait(self.queue.length)
-            if wait and wait + MARGIN * batch > left:
+            if wait and wait + batch > left:
                 wait, batch = self._expected_wait(len(self.queue))  # without those whose clients have gone
-                if wait and wait + MARGIN * batch > left:
+                if wait and wait + batch > left:
                     raise deadline_too_short(self.recipe.model, left, wait, batch)
 
     def _expected_wait(self, queued: int) -> tuple[float, float]:

@@ -93,6 +93,12 @@ def test_what_would_be_answered_too_late_is_not_begun_while_something_else_can_b
     assert (error.status, error.retry_after, waiting.queue.refusals) == (408, 2.5, {"deadline_exceeded": 1})
 
 
+def test_what_has_not_waited_is_begun_whatever_the_estimate_says(waiting: Waiting) -> None:
+    waiting.put("hurried", 3.0)  # of 5.5 s when it came
+    waiting.put("patient")
+    assert waiting.take(4.0) == ["hurried"]
+
+
 def test_an_estimate_alone_leaves_no_worker_without_work(waiting: Waiting) -> None:
     """The estimate may be wrong, and only work corrects it."""
     waiting.put("a", 0.5)
