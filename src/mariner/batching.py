@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable
 
-from mariner.errors import BadRequest, QueueFull, RequestTimeout
+from mariner.errors import BadRequest, MarinerError, QueueFull
 from mariner.jobs import Job, JobState
+from mariner.overload import waited_too_long
 
 __all__ = ["POLICIES", "EagerQueue", "FillQueue", "JobQueue", "make_queue"]
 
@@ -30,6 +31,7 @@ class JobQueue(ABC):
         ahead: jobs that workers have been handed but not begun; the workers keep it.
         may_risk: asked when the turn of suspects has come: whether a worker may be risked for them now. Until then they
             wait, and others overtake them.
+        refusals: how many jobs were refused or gave up waiting, by reason; whoever refuses one counts it here.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class JobQueue(ABC):
         self.capacity = capacity
         self.ahead = 0
         self.may_risk: Callable[[], bool] = lambda: True
+        self.refusals: Counter[str] = Counter()
         self._clock = clock
         self._jobs: deque[Job] = deque()
         self._earliest_deadline = math.inf  # of the jobs put since the last expire(); may be too early, never too late
@@ -72,7 +75,6 @@ class JobQueue(ABC):
                 raise QueueFull(
                     f"{self.model} has its queue full: {waiting} requests wait, job_queue_size is {self.capacity}.",
                     hint="Retry later, add workers, or raise job_queue_size (jobQueueSize in the model config).",
-                    retry_after=1.0,
                 )
         self._jobs.append(job)
         self._earliest_deadline = min(self._earliest_deadline, job.deadline)
@@ -92,16 +94,17 @@ class JobQueue(ABC):
             first.append(self._jobs.popleft())
         self._jobs.extendleft(reversed([*first, *returned]))
 
-    def take(self, *, partial: bool = True) -> list[Job]:
+    def take(self, *, partial: bool = True, seconds: float = 0.0) -> list[Job]:
         """The next batch, or an empty list if none is due.
 
         Args:
             partial: whether a batch that is not full will do.
+            seconds: what the batch will take; jobs that have less left are not begun, see :meth:`expire`.
         """
         if not self._jobs:
             return []
-        if self._earliest_deadline < math.inf and self._earliest_deadline <= self._clock():
-            self.expire()
+        if self._earliest_deadline < math.inf and self._earliest_deadline <= self._clock() + seconds:
+            self.expire(seconds)
         batch: list[Job] = []
         while self._jobs and len(batch) < self.batch_size:
             job = self._jobs.popleft()
@@ -142,28 +145,36 @@ class JobQueue(ABC):
         """When to look again although nothing happens: a batch falls due or a deadline passes; infinity for never."""
         return self._earliest_deadline if self._jobs else math.inf
 
-    def expire(self) -> list[Job]:
-        """Ends the jobs whose deadline has passed and returns them."""
+    def expire(self, seconds: float = 0.0) -> list[Job]:
+        """Ends the jobs whose deadline has passed and returns them.
+
+        Without this, an overloaded queue is full of jobs whose turn comes just in time to be answered too late, and
+        all the work is in vain.
+
+        Args:
+            seconds: what running a job may take: jobs that have less left, and have waited for half of their time, end
+                too, as long as others have more. If none has, they stay: an estimate alone must not keep a model from
+                answering anything, and from being measured anew.
+        """
         now = self._clock()
-        expired, kept = [], deque[Job]()
-        earliest = math.inf
-        for job in self._jobs:
-            if job.state is not JobState.WAITING:
-                continue
-            if job.deadline <= now:
-                expired.append(job)
-            else:
-                kept.append(job)
-                earliest = min(earliest, job.deadline)
-        self._jobs, self._earliest_deadline = kept, earliest
+        waiting = [job for job in self._jobs if job.state is JobState.WAITING]
+        kept = [job for job in waiting if job.deadline - now > min(seconds, (job.deadline - job.created) / 2)]
+        if not kept and seconds:
+            kept = [job for job in waiting if job.deadline > now]
+        self._jobs = deque(kept)
+        self._earliest_deadline = min((job.deadline for job in kept), default=math.inf)
+        if len(kept) == len(waiting):
+            return []
+        staying = set(map(id, kept))
+        expired = [job for job in waiting if id(job) not in staying]
         for job in expired:
-            job.end(
-                RequestTimeout(
-                    f"{self.model}: the request waited {now - job.created:.3f} s, longer than its deadline allows.",
-                    hint="Add workers or allow more time (clientTimeoutInMills, X-Request-Timeout-Ms).",
-                )
-            )
+            self.end(job, waited_too_long(self.model, job, now))
         return expired
+
+    def end(self, job: Job, error: MarinerError) -> None:
+        """Ends a job that was not begun, and counts it."""
+        self.refusals[error.reason] += 1
+        job.end(error)
 
     def remove_all(self) -> list[Job]:
         """Takes out every job that waits."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from mariner.causes import Cause, Ending, name_cause, signal_name
 from mariner.engines import Exit
-from mariner.errors import MarinerError
+from mariner.errors import MarinerError, ServiceUnavailable
 from mariner.jobs import Job, Shared
 from mariner.logs import BLOCK
 from mariner.tracebacks import Raised
@@ -162,10 +162,14 @@ def issue(
 
 
 def blame(error: _E, certificate: DeathCertificate | None) -> _E:
-    """Names the death that an error is about: its cause, and the id of its certificate."""
-    if certificate is not None:
+    """Names the death that an error is about: its certificate, and its cause; a refusal has a reason of its own."""
+    if certificate is None:
+        return error
+    error.death_id = certificate.id
+    if isinstance(error, ServiceUnavailable):
+        error.hint = f"The last worker: {certificate.summary}. {error.hint}"
+    else:
         error.reason = certificate.cause.value
-        error.death_id = certificate.id
     return error
 
 

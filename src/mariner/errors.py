@@ -15,8 +15,13 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     ├── MethodNotAllowed
     ├── Conflict
     ├── ServiceUnavailable    try again later, or elsewhere
+    │   ├── Starting
     │   ├── QueueFull
+    │   ├── DeadlineTooShort
     │   ├── NoWorker
+    │   │   ├── Loading
+    │   │   ├── Broken
+    │   │   └── Busy
     │   └── Draining
     ├── RequestTimeout
     ├── WorkerDied            the process that ran the request is gone
@@ -31,8 +36,11 @@ from typing import ClassVar
 
 __all__ = [
     "BadRequest",
+    "Broken",
+    "Busy",
     "ConfigurationError",
     "Conflict",
+    "DeadlineTooShort",
     "DefaultVersionInUse",
     "DependenciesFailed",
     "DownloadFailed",
@@ -40,6 +48,7 @@ __all__ = [
     "InternalError",
     "InvalidArchive",
     "InvalidKey",
+    "Loading",
     "MarinerError",
     "MethodNotAllowed",
     "ModelNotFound",
@@ -51,6 +60,7 @@ __all__ = [
     "QueueFull",
     "RequestTimeout",
     "ServiceUnavailable",
+    "Starting",
     "VersionNotFound",
     "WorkerDied",
     "WorkerStartFailed",
@@ -192,16 +202,46 @@ class ServiceUnavailable(MarinerError):
     wire_name = "ServiceUnavailableException"
 
 
+class Starting(ServiceUnavailable):
+    """The server does not know its models yet."""
+
+    reason = "starting"
+
+
 class QueueFull(ServiceUnavailable):
     """As many requests wait as ``job_queue_size`` allows."""
 
     reason = "queue_full"
 
 
+class DeadlineTooShort(ServiceUnavailable):
+    """What waits takes longer than the request may; it is refused at once, not after its deadline."""
+
+    reason = "deadline"
+
+
 class NoWorker(ServiceUnavailable):
     """The model has no worker and none is coming."""
 
     reason = "no_worker"
+
+
+class Loading(NoWorker):
+    """The model's workers have not come yet."""
+
+    reason = "loading"
+
+
+class Broken(NoWorker):
+    """The model's workers failed too often and are not started again."""
+
+    reason = "broken"
+
+
+class Busy(NoWorker):
+    """Each worker is busy, and the model is not to let requests wait (``useJobTicket``)."""
+
+    reason = "busy"
 
 
 class Draining(ServiceUnavailable):

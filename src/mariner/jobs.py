@@ -8,12 +8,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from enum import Enum
+from typing import Protocol
 
 from mariner.bodies import Slot
 from mariner.errors import MarinerError
 from ts.wire import Part, Reply, Request, Sample, Shared, new_part, new_request, pack_headers, unpack_headers
 
 __all__ = [
+    "Holder",
     "Job",
     "JobState",
     "Outcome",
@@ -46,6 +48,13 @@ class Suspicion:
     __slots__ = ()
 
 
+class Holder(Protocol):
+    """Who has a job that runs."""
+
+    def give_up(self, job: Job) -> None:
+        """Nobody wants the answer any more; the handler may see it and stop."""
+
+
 class Job:
     """A request that waits for, or is with, a worker.
 
@@ -69,6 +78,7 @@ class Job:
         "begun",
         "created",
         "deadline",
+        "holder",
         "label",
         "request",
         "slot",
@@ -94,6 +104,7 @@ class Job:
         self.created = created
         self.taken = created  # when a worker took it
         self.begun = created  # when the worker came to it, as far as the server can tell
+        self.holder: Holder | None = None  # the worker that has it, if it can be told that nobody wants it any more
         self.slot = slot
         self.label = label
         self.alone = alone
@@ -107,9 +118,10 @@ class Job:
         """Somebody still waits for the answer."""
         return self._deliver is not None
 
-    def begin(self, now: float) -> None:
+    def begin(self, now: float, holder: Holder | None = None) -> None:
         """A worker took the job."""
         self.taken = now
+        self.holder = holder
         self.state = JobState.RUNNING
 
     def piece(self, reply: Reply) -> None:
@@ -131,6 +143,7 @@ class Job:
     def give_up(self, error: MarinerError) -> None:
         """Delivers an error though a worker still has the job, and the body until it is done with it."""
         deliver, self._deliver = self._deliver, None
+        self._tell_holder()
         if deliver is not None:
             deliver(error)
 
@@ -142,3 +155,9 @@ class Job:
             if self.slot is not None:
                 self.slot.release()
                 self.slot = None
+        else:
+            self._tell_holder()
+
+    def _tell_holder(self) -> None:
+        if self.state is JobState.RUNNING and self.holder is not None:
+            self.holder.give_up(self)

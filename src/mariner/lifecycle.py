@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["RESTART_DELAYS", "TRANSITIONS", "Event", "Readiness", "Recovery", "State", "next_state"]
+__all__ = ["RESTART_DELAYS", "TRANSITIONS", "Event", "Phase", "Readiness", "Recovery", "State", "next_state"]
 
 
 class State(Enum):
@@ -79,6 +79,14 @@ class Readiness(Enum):
     READY = "ready"
     DRAINING = "draining"  # what waits is answered, nothing new is taken
     BROKEN = "broken"  # none will come without help
+
+
+class Phase(Enum):
+    """Where the server is in its life."""
+
+    STARTING = "starting"  # it answers for itself; which models there are, it does not know yet
+    SERVING = "serving"
+    STOPPING = "draining"
 
 
 RESTART_DELAYS = (1.0, 1.0, 2.0, 3.0, 5.0, 8.0, 13.0, 21.0, 34.0, 55.0, 89.0, 144.0, 233.0, 377.0, 610.0, 987.0, 1597.0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from mariner.devices import Accelerators, read_gpu_usage
 from mariner.engines import Engine
 from mariner.errors import BadRequest, Draining, MarinerError, NotFound, WorkerStartFailed
 from mariner.jobs import Job, Outcome, Reply, Request
-from mariner.lifecycle import Readiness
+from mariner.lifecycle import Phase, Readiness
 from mariner.loading import MAX_WORKERS, ModelLoader
 from mariner.metrics import Metrics
 from mariner.model_settings import Explained, RegisterOptions
@@ -73,6 +73,7 @@ class ModelServer:
         temp_dir: where archives are unpacked; private to this server.
 
     Attributes:
+        phase: whether it starts, serves or stops.
         changed: called when a call has changed the models, their default versions or the number of their workers.
     """
 
@@ -90,6 +91,7 @@ class ModelServer:
         self.metrics = metrics
         self.registry = Registry()
         self.draining = False
+        self.phase = Phase.SERVING
         self.changed: Callable[[], object] = lambda: None
         self._leaving: list[ModelVersion] = []  # unregistered, but still answering what waits
         self._arriving: list[ModelVersion] = []  # not registered yet; their workers start
@@ -108,7 +110,7 @@ class ModelServer:
             temp_dir=temp_dir,
             deaths=self._deaths,
         )
-        metrics.watch_queues(self._queue_depths)
+        metrics.watch_queues(self._queues)
 
     # -- inference ----------------------------------------------------------------------------------------------------
 
@@ -543,8 +545,11 @@ class ModelServer:
         """The processes of all workers."""
         return [worker.pid for version in self.registry for worker in version.pool.workers if worker.pid]
 
-    def _queue_depths(self) -> list[tuple[str, str, int]]:
-        return [(version.name, version.version, version.pool.waiting) for version in self.registry]
+    def _queues(self) -> list[tuple[str, str, int, Mapping[str, int]]]:
+        return [
+            (version.name, version.version, version.pool.waiting, version.pool.queue.refusals)
+            for version in self.registry
+        ]
 
     # -- health and end -----------------------------------------------------------------------------------------------
 
@@ -554,10 +559,18 @@ class ModelServer:
 
     def ready(self) -> bool:
         """Whether every initial model can answer, as far as it should have workers at all, and none is broken."""
-        if self.draining or self._not_loaded or not self.healthy():
-            return False
+        return self.condition() is Readiness.READY
+
+    def condition(self) -> Readiness | Phase:
+        """What a load balancer should know: why the server is not ready, or that it is."""
+        if self.phase is not Phase.SERVING:
+            return self.phase
+        if self.draining:
+            return Readiness.DRAINING
+        if self._not_loaded or not self.healthy():
+            return Readiness.BROKEN
         initial = (version.pool for version in self.registry if version.loaded_at_startup)
-        return all(pool.ready for pool in initial if pool.min_workers)
+        return Readiness.READY if all(pool.ready for pool in initial if pool.min_workers) else Readiness.LOADING
 
     def readiness(self, name: str, version: str | None) -> Readiness:
         """Whether a version can answer.

@@ -14,9 +14,20 @@ import time
 from mariner.batching import JobQueue
 from mariner.deaths import Death, DeathCertificate, blame, log_death
 from mariner.engines import Engine
-from mariner.errors import Draining, MarinerError, NoWorker, WorkerDied, WorkerStartFailed
+from mariner.errors import (
+    Broken,
+    Busy,
+    Draining,
+    MarinerError,
+    NoWorker,
+    QueueFull,
+    ServiceUnavailable,
+    WorkerDied,
+    WorkerStartFailed,
+)
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
+from mariner.overload import deadline_too_short, expected_wait, loading, retry_after
 from mariner.quarantine import Quarantine
 from mariner.recipe import Recipe
 from mariner.recycling import Places, Recycler
@@ -130,20 +141,17 @@ class WorkerPool:
         """Queues a job.
 
         Raises:
-            Draining, NoWorker, QueueFull: it cannot be served now.
+            Draining, NoWorker, QueueFull, DeadlineTooShort: it cannot be served now.
             Quarantined: it is known to kill workers.
         """
-        if self.draining:
-            raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
-        if not self.workers:
-            raise self.no_worker()
-        if self._without_worker_since is not None and self.broken:
-            raise self._broken_error()
-        if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
-            raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.")
-        if self.quarantine.inmates and (refusal := self.quarantine.refusal(job)) is not None:
-            raise refusal
-        self.queue.put(job)
+        try:
+            self._check(job)
+            self.queue.put(job)
+        except ServiceUnavailable as refusal:
+            self.queue.refusals[refusal.reason] += 1
+            if isinstance(refusal, QueueFull):
+                refusal.retry_after = retry_after(self._expected_wait(self.queue.length)[0])
+            raise
         if job.deadline < self._timer_at:
             self._arm(job.deadline)
         if not self.queue.length % FRAME_JOBS and self.workers[0].fast:
@@ -154,21 +162,44 @@ class WorkerPool:
             # In the next turn of the loop: what other connections sent meanwhile travels in the same frame.
             self._clock.call_soon(self._pump)
 
-    def no_worker(self, hint: str = "") -> NoWorker:
+    def _check(self, job: Job) -> None:
+        """Refuses a job that need not wait to be refused."""
+        if self.draining:
+            raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
+        if not self.workers:
+            raise self.no_worker()
+        if self._without_worker_since is not None and self.broken:
+            raise self._broken_error()
+        if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
+            raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.", Busy)
+        if self.quarantine.inmates and (refusal := self.quarantine.refusal(job)) is not None:
+            raise refusal
+        if job.deadline < math.inf:
+            left = job.deadline - self._clock.time()
+            wait, batch = self._expected_wait(self.queue.length)
+            if wait and wait + batch > left:
+                wait, batch = self._expected_wait(len(self.queue))  # without those whose clients have gone
+                if wait and wait + batch > left:
+                    raise deadline_too_short(self.recipe.model, left, wait, batch)
+
+    def _expected_wait(self, queued: int) -> tuple[float, float]:
+        ready = [worker for worker in self.workers if worker.state is State.READY]
+        return expected_wait(queued + self.queue.ahead, self.queue.batch_size, ready, self._clock.time())
+
+    def no_worker(self, hint: str = "", kind: type[NoWorker] = NoWorker) -> NoWorker:
         """The error for a request that meets no worker."""
-        return NoWorker(
+        return kind(
             f'Model "{self.recipe.model}" has no worker to serve inference request. '
             "Please use scale workers API to add workers. If this is a sequence inference, please check if it is "
             "closed, or expired; or exceeds maxSequenceJobQueueSize",
             hint=hint,
         )
 
-    def _broken_error(self) -> NoWorker:
-        cause = f"The last one: {self.last_death.summary}. " if self.last_death is not None else ""
-        error = NoWorker(
+    def _broken_error(self) -> Broken:
+        error = Broken(
             f'Model "{self.recipe.model}" has no worker to serve inference request: its workers failed too often and '
             "are not started again.",
-            hint=f"{cause}Scale the model or register it again to retry.",
+            hint="Scale the model or register it again to retry.",
         )
         return blame(error, self.last_death)
 
@@ -384,9 +415,10 @@ class WorkerPool:
         if deadline < math.inf:
             self._arm(deadline)
         since = self._without_worker_since
-        if since is not None and self._clock.time() >= since + self.recipe.response_timeout:
+        if since is not None and (waited := self._clock.time() - since) >= self.recipe.response_timeout:
             failing = any(recovery.failing for recovery in self._recoveries.values())
-            self._refuse_waiting(blame(self.no_worker(), self.last_death if failing else None))
+            error = loading(self.recipe.model, waited) if self.workers else self.no_worker()
+            self._refuse_waiting(blame(error, self.last_death if failing else None))
         self._pump()
 
     def _note_readiness(self) -> None:
@@ -422,7 +454,7 @@ class WorkerPool:
 
     def _refuse_waiting(self, error: MarinerError) -> None:
         for job in self.queue.remove_all():
-            job.end(error)
+            self.queue.end(job, error)
 
     # -- what workers tell --------------------------------------------------------------------------------------------
 

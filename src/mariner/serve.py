@@ -33,6 +33,7 @@ from mariner.errors import ConfigurationError
 from mariner.http.app import App
 from mariner.http.connections import Limits
 from mariner.http.listener import HttpListener, bind
+from mariner.lifecycle import Phase
 from mariner.logs import MODEL_METRICS, SERVER_METRICS, AccessLog, LogFiles
 from mariner.metrics import (
     METRICS,
@@ -168,9 +169,11 @@ class Server:
                 )
                 undo.push_async_callback(listener.close)
                 listeners.append((kinds, listener))
-            await _load_models(config, models, restored)
+            models.phase = Phase.STARTING  # who asks for the health of the server need not wait for archives
             for _, listener in listeners:
                 await listener.start()
+            await _load_models(config, models, restored)
+            models.phase = Phase.SERVING
             undo.pop_all()
         server = cls(config, models, listeners, arena, access, temp_dir)
         if config.config_snapshots:
@@ -193,6 +196,7 @@ class Server:
         self._stopped = True
         if self._collector is not None:
             self._collector.cancel()
+        self.models.phase = Phase.STOPPING
         deadline = time.monotonic() + self.config.drain_timeout
         for _, listener in self.listeners:
             listener.stop_listening()

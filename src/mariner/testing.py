@@ -131,6 +131,7 @@ class FakeProcess:
         spec: what it was started with.
         load: the LOAD it got, None before.
         batches: every batch it was sent, oldest first.
+        given_up: ids of the jobs that it was told nobody wants any more.
         finishing: it was asked to finish.
         killed: it was killed.
         asked: the signal that asked it for its stack before, 0 for none.
@@ -140,6 +141,7 @@ class FakeProcess:
         self.spec = spec
         self.load: Load | None = None
         self.batches: list[Batch] = []
+        self.given_up: list[int] = []
         self.frames = 0
         self.finishing = False
         self.killed = False
@@ -172,6 +174,10 @@ class FakeProcess:
                 self._open += batches
                 if self._engine.handler is not None:
                     asyncio.get_running_loop().call_soon(self._run)
+
+    def give_up(self, job_id: int) -> None:
+        """Nobody wants the answer to a job any more."""
+        self.given_up.append(job_id)
 
     def finish(self) -> None:
         """The server will send nothing more."""

@@ -18,9 +18,10 @@ from mariner.batching import JobQueue
 from mariner.causes import Cause, Ending
 from mariner.deaths import Death, DeathCertificate, HeldRequest, blame, issue
 from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
-from mariner.errors import RequestTimeout, WorkerDied
+from mariner.errors import WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
+from mariner.overload import MARGIN, no_answer, waited_too_long
 from mariner.suspects import triage
 from ts.wire import (
     STACK_SIGNAL,
@@ -189,6 +190,17 @@ class Worker:
         return self.state is State.READY and not self._batches
 
     @property
+    def lanes(self) -> int:
+        """Batches that it runs at a time."""
+        return self._overlap or 1
+
+    def free_in(self, now: float) -> float:
+        """Estimated seconds until it has done what it runs."""
+        if len(self._batches) < self.lanes:
+            return 0.0
+        return self.cost / self.lanes if self._overlap else max(0.0, self._head_since + self.cost - now)
+
+    @property
     def fast(self) -> bool:
         """Its batches take so little that larger ones would gain nothing."""
         return 0.0 < self.cost < LOW_WATER
@@ -267,14 +279,18 @@ class Worker:
         if len(self._frames) >= MAX_FRAMES:
             return 0
         while len(taken) < limit and self._has_room():
-            jobs = self._queue.take(partial=not self._batches or len(self._batches) * self.cost < LOW_WATER)
+            ahead = len(self._batches) * self.cost
+            partial = not self._batches or ahead < LOW_WATER
+            jobs = self._queue.take(
+                partial=partial, seconds=MARGIN * (self.cost if self._overlap else self.cost + ahead)
+            )
             if not jobs:
                 break
             taken.append(self._accept(jobs))
         if taken and self._process is not None:
             if not self._overlap:
                 self._frames.append(taken[-1].id)
-            self._process.send(encode_predict(taken))
+            self._process.send(encode_predict(taken, self._clock.time()))
         return len(taken)
 
     def _has_room(self) -> bool:
@@ -293,9 +309,10 @@ class Worker:
         entries = []
         for job in jobs:
             id_ += 1
-            job.begin(now)
+            job.begin(now, self)
             table[id_] = job, batch
-            entries.append((id_, job.request))
+            request = job.request if job.deadline == math.inf else job.request._replace(deadline=job.deadline)
+            entries.append((id_, request))
         self._last_job = id_
         if self._batches and not self._overlap:
             self._queue.ahead += batch.size
@@ -314,22 +331,26 @@ class Worker:
         """Answers the requests whose deadline has passed, though the handler goes on; returns the next deadline."""
         now, earliest = self._clock.time(), math.inf
         late = []
-        for job, _ in self._jobs.values():
-            if job.streaming:
+        for job, batch in self._jobs.values():
+            if job.streaming or not job.wanted:
                 continue
             if job.deadline <= now:
-                late.append(job)
+                late.append((job, batch))
             else:
                 earliest = min(earliest, job.deadline)
-        for job in late:  # an answer may bring the next request, and that one may come here
-            allowed = job.deadline - job.created
-            error = RequestTimeout(
-                f'Model "{self.load.model_name}": no answer within the {allowed:g} s the request had.',
-                hint="Allow more time (clientTimeoutInMills, X-Request-Timeout-Ms) or make the handler faster.",
-            )
-            error.status = 504
+        running = next(iter(self._batches.values()), None)
+        for job, batch in late:  # an answer may bring the next request, and that one may come here
+            begun = self._overlap or batch is running
+            error = no_answer(self.load.model_name, job) if begun else waited_too_long(self._queue.model, job, now)
+            self._queue.refusals[error.reason] += 1
             job.give_up(error)
         return earliest
+
+    def give_up(self, job: Job) -> None:
+        """Shows the process that nobody wants a job any more; see :class:`mariner.jobs.Holder`."""
+        id_ = next((id_ for id_, (held, _) in self._jobs.items() if held is job), 0)
+        if id_ and self._process is not None:
+            self._process.give_up(id_)
 
     # -- what the process says ----------------------------------------------------------------------------------------
 
@@ -346,9 +367,10 @@ class Worker:
 
     def _handle(self, frame: Frame) -> None:
         if frame.kind is FrameKind.REPLIES:
+            now = self._clock.time()
             for reply in decode_replies(frame.payload):
-                self._deliver(reply)
-            self._head_since = self._clock.time()  # a sign of life of the batch that runs, whole or in parts
+                self._deliver(reply, now)
+            self._head_since = now  # a sign of life of the batch that runs, whole or in parts
             self._owner.has_room(self)
         elif frame.kind is FrameKind.METRICS:
             for name, unit, type_, value, dimensions, request_ids in frame.json():
@@ -374,7 +396,7 @@ class Worker:
             self._ending.failure = loaded
             self._loaded.set_exception(Death(loaded.message, loaded=False, out_of_memory=loaded.out_of_memory))
 
-    def _deliver(self, reply: Reply) -> None:
+    def _deliver(self, reply: Reply, now: float) -> None:
         if reply.more:
             self._deliver_piece(reply)
             return
@@ -387,9 +409,18 @@ class Worker:
         batch.unanswered -= 1
         job.begun = batch.since if self._overlap else self._head_since
         if not batch.unanswered:
-            self._close(batch, reply.handler_seconds)
-        self._owner.finished(job, reply, batch.size)
-        job.end(reply)
+            self._close(batch, reply.handler_seconds if reply.status else None)
+        if reply.status:
+            self._owner.finished(job, reply, batch.size)
+            if job.deadline > now or job.streaming:
+                job.end(reply)
+                return
+        if not job.wanted:
+            job.end(reply)  # frees its body
+        elif reply.status:  # the timer is about to say so; a handler that saw it may have stopped halfway
+            self._queue.end(job, no_answer(self.load.model_name, job))
+        else:  # the process left it out: its clock is a little ahead
+            self._queue.end(job, waited_too_long(self._queue.model, job, now))
 
     def _deliver_piece(self, reply: Reply) -> None:
         job, batch = self._jobs.get(reply.job_id, _NOBODY)
@@ -399,14 +430,15 @@ class Worker:
             batch.since = self._clock.time()
             job.piece(reply)
 
-    def _close(self, batch: _Batch, seconds: float) -> None:
-        """All jobs of the batch are answered."""
+    def _close(self, batch: _Batch, seconds: float | None) -> None:
+        """All jobs of the batch are answered; the handler took that long, None if the last job was not run."""
         del self._batches[batch.id]
-        self._head_since += seconds  # when the next one began, if its replies are in the same frame
+        self._head_since += seconds or 0.0  # when the next one began, if its replies are in the same frame
         if self._frames and batch.id >= self._frames[0]:  # batches run in order
             self._frames.popleft()
-        # A handler that returns a constant still takes time; the first batch is all that is known.
-        self.cost = max(seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost), 1e-6)
+        if seconds is not None:
+            # A handler that returns a constant still takes time; the first batch is all that is known.
+            self.cost = max(seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost), 1e-6)
         if self._batches and not self._overlap:
             self._queue.ahead -= next(iter(self._batches.values())).size
 

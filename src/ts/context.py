@@ -5,11 +5,16 @@ Knows no sockets and no batches: :mod:`ts.service` fills a context before each c
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ts.wire import Request, unpack_headers
+
+if TYPE_CHECKING:
+    from ts.page import Page
 
 __all__ = ["Context", "RequestProcessor", "send_pieces"]
 
@@ -124,6 +129,8 @@ class Context:  # noqa: PLW1641  # it changes, so it has no hash
         self._request_processor: list[RequestProcessor] | None = None
         self.stopping_criteria: Any = None
         self.cl_socket: Any = None
+        self._jobs: Sequence[tuple[int, Request]] = ()
+        self._page: Page | None = None
         self.header_key_sequence_id = os.environ.get("TS_REQUEST_SEQUENCE_ID", "ts_request_sequence_id")
         self.header_key_sequence_start = os.environ.get("TS_REQUEST_SEQUENCE_START", "ts_request_sequence_start")
         self.header_key_sequence_end = os.environ.get("TS_REQUEST_SEQUENCE_END", "ts_request_sequence_end")
@@ -135,6 +142,10 @@ class Context:  # noqa: PLW1641  # it changes, so it has no hash
             "server_version": mms_version,
             "limit_max_image_pixels": limit_max_image_pixels,
         }
+
+    def attach(self, jobs: Sequence[tuple[int, Request]], page: Page) -> None:
+        """Says which jobs the handler is called for, with their ids, and where to see whether somebody wants them."""
+        self._jobs, self._page = jobs, page
 
     @property
     def system_properties(self) -> dict[str, Any]:
@@ -161,6 +172,23 @@ class Context:  # noqa: PLW1641  # it changes, so it has no hash
     def get_all_request_header(self, idx: int) -> dict[str, Any]:
         """All headers of a request, as a live dict."""
         return {} if self._request_processor is None else self._request_processor[idx].get_request_properties()
+
+    def remaining_time(self, idx: int = 0) -> float:
+        """Seconds until nobody waits for an answer to a request any more; 0 if nobody does, infinity without a limit.
+
+        Counted from the arrival in this process: what the request spent on its way here is not known.
+        """
+        if self._page is None:
+            return math.inf
+        job_id, request = self._jobs[idx]
+        return 0.0 if self._page.given_up(job_id) else max(0.0, request.deadline - time.monotonic())
+
+    def cancelled(self, idx: int = 0) -> bool:
+        """Nobody waits for an answer to a request any more: its client has gone, or its deadline has passed.
+
+        A look into memory: cheap enough for every step of a loop, and for any thread.
+        """
+        return not self.remaining_time(idx)
 
     def set_response_content_type(self, idx: int, value: str) -> None:
         """Sets the content type of a response; without it none is sent."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ts.context import Context
 from ts.importing import defined_classes, import_path, list_classes_from_module
+from ts.page import Page
 from ts.service import Service
 from ts.version import __version__
 
@@ -68,6 +69,7 @@ def load_service(
     send: Callable[[Reply], None],
     *,
     bodies: memoryview | None = None,
+    page: Page | None = None,
     sink: Callable[[Sample], None] | None = None,
 ) -> Service:
     """Loads the model of this process; the process must already be in the model's directory.
@@ -76,6 +78,7 @@ def load_service(
         load: what to load.
         send: takes the pieces of streamed answers.
         bodies: shared memory that holds large bodies.
+        page: says which jobs nobody wants any more.
         sink: takes the metrics that the handler emits.
 
     Returns:
@@ -105,6 +108,7 @@ def load_service(
         wrap_in_envelope(handle, load.envelope),
         send,
         bodies=bodies,
+        page=page,
         decode_input_request=load.decode_input_request,
         max_response_size=load.max_response_size,
         isolate_errors=load.isolate_batch_errors,

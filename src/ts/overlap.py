@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import time
 from typing import TYPE_CHECKING
 
 from ts.wire import Batch, FrameDecoder, FrameKind, WireError, decode_predict
@@ -86,7 +87,7 @@ class Overlap:
             for frame in self._decoder.feed(received):
                 if frame.kind is not FrameKind.PREDICT:
                     raise WireError(f"A loaded worker cannot take frames of kind {frame.kind.name}.")  # noqa: TRY301
-                for batch in decode_predict(frame.payload):
+                for batch in decode_predict(frame.payload, time.monotonic()):
                     task = self._loop.create_task(self._predict(batch))
                     self._tasks.add(task)  # the event loop alone would not keep it alive
                     task.add_done_callback(self._tasks.discard)

@@ -10,6 +10,7 @@ import inspect
 import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from typing import TYPE_CHECKING, Any
 
 from ts.content import decode_value, encode_output
@@ -17,6 +18,7 @@ from ts.context import Context, RequestProcessor
 from ts.errors import PredictionException
 from ts.faults import end_if_device_is_lost
 from ts.isolation import isolate
+from ts.page import Page
 from ts.wire import Batch, Reply, Request, Shared, pack_headers
 
 if TYPE_CHECKING:
@@ -81,6 +83,11 @@ def _encode_or_log(item: Any, request_id: str) -> bytes | None:
         return None
 
 
+def _leave_out(jobs: Sequence[Job], stale: AbstractSet[int]) -> tuple[list[Job], list[Reply]]:
+    """The jobs that somebody wants, and what is said of the others: they never reach the handler."""
+    return [job for job in jobs if job[0] not in stale], [Reply(job_id, b"", 0, failed=True) for job_id in stale]
+
+
 class _BadOutput(Exception):
     """What the handler returned is no answer to its batch."""
 
@@ -96,6 +103,7 @@ class Service:
         entry_point: the handler: ``(list of dicts, context)`` to a list, or to an awaitable of one.
         send: takes the pieces of streamed answers, which leave at once; called in whatever thread the handler streams.
         bodies: shared memory that holds large bodies.
+        page: says which jobs nobody wants any more; they are not run.
         decode_input_request: False hands every body over as bytes.
         max_response_size: bytes; a larger reply becomes an error.
         isolate_errors: a batch that fails is run again in parts, so that only the requests that fail alone do.
@@ -109,6 +117,7 @@ class Service:
         send: Callable[[Reply], None],
         *,
         bodies: memoryview | None = None,
+        page: Page | None = None,
         decode_input_request: bool = True,
         max_response_size: int = 6_553_500,
         isolate_errors: bool = False,
@@ -118,6 +127,7 @@ class Service:
         self._entry_point = entry_point
         self._send = send
         self._bodies = bodies
+        self._page = page or Page()
         self._decode = decode_input_request
         self._limit = min(max_response_size, LARGEST_REPLY)
         self._isolates = isolate_errors
@@ -146,12 +156,18 @@ class Service:
         Raises:
             SystemExit: the handler wants the process to end.
         """
+        jobs: Sequence[Job] = batch.jobs
+        skipped: list[Reply] = []
+        if stale := self._page.stale(jobs):
+            jobs, skipped = _leave_out(jobs, stale)
+            if not jobs:
+                return skipped
         try:
-            result = self._try(batch.jobs)
+            result = self._try(jobs)
             if not isinstance(result, str):
-                return result
-            self._isolate(batch.jobs, result)
-            return []
+                return skipped + result if skipped else result
+            self._isolate(jobs, result)
+            return skipped
         finally:
             self._jobs = self._processors = ()
             self._streams = {}  # a thread that the handler left behind streams to nobody
@@ -170,7 +186,12 @@ class Service:
         Raises:
             SystemExit: the handler wants the process to end.
         """
-        jobs = batch.jobs
+        jobs: Sequence[Job] = batch.jobs
+        skipped: list[Reply] = []
+        if stale := self._page.stale(jobs):
+            jobs, skipped = _leave_out(jobs, stale)
+            if not jobs:
+                return skipped
         try:
             data = self._begin(jobs)
             started = time.perf_counter()
@@ -180,12 +201,12 @@ class Service:
                     results = await results
             finally:
                 self._seconds = time.perf_counter() - started
-            return self._finish(jobs, results)
+            return skipped + self._finish(jobs, results)
         except (SystemExit, KeyboardInterrupt):
             raise
         except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
             end_if_device_is_lost(error)
-            return self._fail(jobs, error)
+            return skipped + self._fail(jobs, error)
         finally:
             self._streams = {}  # a task that the handler left behind streams to nobody
 
@@ -276,6 +297,7 @@ class Service:
         self._jobs = jobs
         self._processors = processors = [RequestProcessor(request) for _, request in jobs]
         context = self.context
+        context.attach(jobs, self._page)
         context.request_processor = processors
         context.request_ids = request_ids = {index: job[1].id for index, job in enumerate(jobs)}
         context.metrics.set_request_ids(request_ids)

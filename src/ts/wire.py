@@ -21,6 +21,7 @@ All integers are little-endian. Text is UTF-8, except header names and values, w
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
@@ -110,11 +111,14 @@ class Request(NamedTuple):
         id: the ``x-request-id`` of the answer; unique.
         headers: request headers packed by :func:`pack_headers`; unpacked only if a handler asks.
         parts: parameters in order; of equal names the last wins.
+        deadline: when nobody wants the answer any more, on the clock of the process that holds the request; infinity
+            for never. It travels as the seconds that are left.
     """
 
     id: str
     headers: bytes
     parts: Sequence[Part]
+    deadline: float = math.inf
 
 
 class Batch(NamedTuple):
@@ -135,7 +139,7 @@ class Reply(NamedTuple):
     Attributes:
         job_id: the job it belongs to.
         body: bytes for the client; the message if ``failed``.
-        status: HTTP status.
+        status: HTTP status; 0 if the worker did not run the job, because nobody wanted it any more.
         phrase: reason phrase chosen by the handler, "" for the standard one.
         headers: response headers packed by :func:`pack_headers`.
         more: more pieces follow.
@@ -156,7 +160,7 @@ class Reply(NamedTuple):
 # The same values without the Python code that a named tuple's own constructor is: each request needs one of each, and
 # together they would take a thirtieth of the time that the server has for a small one.
 new_part: Callable[[tuple[str, str, Buffer | Shared]], Part] = partial(tuple.__new__, Part)
-new_request: Callable[[tuple[str, bytes, Sequence[Part]]], Request] = partial(tuple.__new__, Request)
+new_request: Callable[[tuple[str, bytes, Sequence[Part], float]], Request] = partial(tuple.__new__, Request)
 new_reply: Callable[[tuple[int, Buffer, int, str, bytes, bool, bool, float]], Reply] = partial(tuple.__new__, Reply)
 
 
@@ -342,21 +346,21 @@ class FrameDecoder:
 # -- predict ---------------------------------------------------------------------------------------------------------
 
 _BATCH = struct.Struct("<QI")  # batch id, jobs
-_JOB = struct.Struct("<QHHI")  # job id, length of the request id, parts, length of the headers
+_JOB = struct.Struct("<QHHId")  # job id, length of the request id, parts, length of the headers, seconds left
 _PART = struct.Struct("<IHxxIQ")  # length of the name, of the content type, of the value, offset in shared memory
 _INLINE = (1 << 64) - 1
 _COPIED = 8192  # bytes; a shorter value is cheaper to copy than to view
 
 
-def encode_predict(batches: Iterable[Batch]) -> list[Buffer]:
-    """A frame of batches, as buffers."""
+def encode_predict(batches: Iterable[Batch], now: float = 0.0) -> list[Buffer]:
+    """A frame of batches, as buffers; ``now`` is the time on the clock of their deadlines."""
     buffers: list[Buffer] = []
     add = buffers.append
     for batch_id, jobs in batches:
         add(_BATCH.pack(batch_id, len(jobs)))
         for job_id, request in jobs:
             request_id = request.id.encode()
-            add(_JOB.pack(job_id, len(request_id), len(request.parts), len(request.headers)))
+            add(_JOB.pack(job_id, len(request_id), len(request.parts), len(request.headers), request.deadline - now))
             add(request_id)
             add(request.headers)
             for name, content_type, value in request.parts:
@@ -373,8 +377,12 @@ def encode_predict(batches: Iterable[Batch]) -> list[Buffer]:
     return encode_frame(FrameKind.PREDICT, buffers)
 
 
-def decode_predict(payload: memoryview) -> list[Batch]:
+def decode_predict(payload: memoryview, now: float = 0.0) -> list[Batch]:
     """The batches of a frame; they outlive ``payload``.
+
+    Args:
+        payload: of the frame.
+        now: the time on the clock that their deadlines are to be on.
 
     Raises:
         WireError: the payload is cut short or overlong.
@@ -389,7 +397,7 @@ def decode_predict(payload: memoryview) -> list[Batch]:
             position += _BATCH.size
             jobs = []
             for _ in range(count):
-                job_id, id_length, part_count, headers_length = _JOB.unpack_from(data, position)
+                job_id, id_length, part_count, headers_length, left = _JOB.unpack_from(data, position)
                 start = position + _JOB.size
                 position = start + id_length
                 request_id = data[start:position].decode()
@@ -410,7 +418,7 @@ def decode_predict(payload: memoryview) -> list[Batch]:
                         start, position = position, position + size
                         value = data[start:position] if size < _COPIED else whole[start:position]
                     parts.append(new_part((name, content_type, value)))
-                jobs.append((job_id, new_request((request_id, headers, parts))))
+                jobs.append((job_id, new_request((request_id, headers, parts, now + left))))
             batches.append(Batch(batch_id, jobs))
     except (struct.error, UnicodeDecodeError) as error:
         raise WireError(f"A PREDICT frame is damaged: {error}") from error

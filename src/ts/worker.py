@@ -1,7 +1,7 @@
 """The worker process: loads one model, then frame by frame: batches in, replies out.
 
-Started by the server with one end of a socket pair, a page of shared memory that always names the running batch, and
-the shared memory that holds large bodies. Ends with the socket.
+Started by the server with one end of a socket pair, a page of shared memory (:mod:`ts.page`), and the shared memory
+that holds large bodies. Ends with the socket.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from typing import Any
 
 from ts.faults import dump_stacks, locate, tell_device_state
 from ts.loader import enter_model_dir, load_service
+from ts.page import PAGE_BYTES, Page
 from ts.service import Service, out_of_memory
 from ts.wire import (
     Buffer,
@@ -180,14 +181,13 @@ class Worker:
 
     Args:
         connection: end of the socket pair with the server; blocking.
-        status: eight bytes of memory that the server reads when this process dies: the id of the running batch, 0 if
-            none is running.
+        page: tells the server which batch runs, and the worker which jobs nobody wants.
         bodies: shared memory that holds large bodies, None if there is none.
     """
 
-    def __init__(self, connection: socket.socket, status: mmap.mmap, bodies: memoryview | None) -> None:
+    def __init__(self, connection: socket.socket, page: Page, bodies: memoryview | None) -> None:
         self._connection = connection
-        self._status = status
+        self._page = page
         self._bodies = bodies
         self._outbox = Outbox(connection)
         self._decoder = FrameDecoder()
@@ -265,7 +265,9 @@ class Worker:
             outbox.keep_all_metrics()
         try:
             enter_model_dir(load)
-            self._service = load_service(load, outbox.send_piece, bodies=self._bodies, sink=outbox.add_sample)
+            self._service = load_service(
+                load, outbox.send_piece, bodies=self._bodies, page=self._page, sink=outbox.add_sample
+            )
         except BaseException as error:  # noqa: BLE001  # also sys.exit(): the server must hear why there is no model
             text = "".join(traceback.format_exception(type(error), error, error.__traceback__))
             tell_device_state()
@@ -290,20 +292,19 @@ class Worker:
         Overlap(self._connection, self._decoder, service, self._outbox).run()
 
     def _predict(self, payload: memoryview) -> None:
-        service, outbox, status = self._service, self._outbox, self._status
+        service, outbox, page = self._service, self._outbox, self._page
         if service is None:
             raise WireError("PREDICT came before LOAD.")
         flushed = time.monotonic()
         try:
-            for batch in decode_predict(payload):
-                # One aligned store: the server never sees half of an id, whenever this process dies.
-                status[0:8] = batch.id.to_bytes(8, "little")
+            for batch in decode_predict(payload, flushed):
+                page.running = batch.id
                 outbox.hold(service.predict(batch))
                 now = time.monotonic()
                 if now - flushed >= HELD_SECONDS:
                     outbox.flush()
                     flushed = now
-            status[0:8] = bytes(8)
+            page.running = 0
         finally:
             outbox.flush()
 
@@ -386,18 +387,18 @@ def run(socket_fd: int, status_fd: int, bodies_fd: int | None) -> int:
 
     Args:
         socket_fd: one end of a Unix stream socket pair.
-        status_fd: eight bytes of shared memory.
+        status_fd: the page of shared memory that :mod:`ts.page` is about.
         bodies_fd: shared memory with request bodies.
     """
     detach()
     _configure_output()
     dump_stacks()
     connection = _inherited_socket(socket_fd)
-    status = _map(status_fd, 8, mmap.PROT_READ | mmap.PROT_WRITE)
+    page = Page(_map(status_fd, PAGE_BYTES, mmap.PROT_READ | mmap.PROT_WRITE))
     bodies = None if bodies_fd is None else memoryview(_map(bodies_fd, 0, mmap.PROT_READ))
     code = 1
     try:
-        code = Worker(connection, status, bodies).run()
+        code = Worker(connection, page, bodies).run()
     except (BrokenPipeError, ConnectionResetError):
         code = 0  # the server is gone
     finally:
@@ -410,7 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a worker on the file descriptors that the command line names; returns the exit status."""
     parser = argparse.ArgumentParser(prog="ts.worker", description="Worker process; started by the server.")
     parser.add_argument("--socket-fd", type=int, required=True, help="one end of a Unix stream socket pair")
-    parser.add_argument("--status-fd", type=int, required=True, help="eight bytes of shared memory")
+    parser.add_argument("--status-fd", type=int, required=True, help="shared memory of one page")
     parser.add_argument("--bodies-fd", type=int, help="shared memory with request bodies")
     given = parser.parse_args(arguments)
     return run(given.socket_fd, given.status_fd, given.bodies_fd)

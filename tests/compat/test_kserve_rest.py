@@ -431,7 +431,7 @@ async def test_36_a_server_with_a_broken_model_is_alive_but_not_ready(tmp_path: 
         await server.models.wait_until_ready()
         asked = Asked(server)
         answer = await asked.infer("/v2/health/ready", method="GET")
-        assert (answer.status, answer.json) == (503, {"ready": False})
+        assert (answer.status, answer.json) == (503, {"ready": False, "state": "broken"})
         assert (await asked.infer("/v2/health/live", method="GET")).status == 200
         answer = await asked.infer("/v2/models/m/ready", method="GET")
         assert (answer.status, answer.json["ready"], answer.json["state"]) == (503, False, "broken")

@@ -15,6 +15,7 @@ import pytest
 
 import ts
 from mariner.bodies import Arena
+from ts.page import PAGE_BYTES
 from ts.wire import (
     Batch,
     FrameDecoder,
@@ -46,7 +47,7 @@ class WorkerProcess:
         self.directory = directory
         self.arena = arena
         self._status = os.memfd_create("status")
-        os.ftruncate(self._status, 8)
+        os.ftruncate(self._status, PAGE_BYTES)
         self.connection, theirs = socket.socketpair()
         self.connection.settimeout(SECONDS)
         inherited = [theirs.fileno(), self._status, arena.fd]

@@ -84,6 +84,9 @@ class Process(Protocol):
     def send(self, buffers: Sequence[Buffer]) -> None:
         """Sends the buffers in order. Ignored when the process has gone: ``exited`` tells."""
 
+    def give_up(self, job_id: int) -> None:
+        """Shows the process a job, by its id, that nobody wants any more: at once, whatever it is doing."""
+
     def finish(self) -> None:
         """Says that nothing more will come: the process answers what it has and exits."""
 

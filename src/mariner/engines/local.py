@@ -1,7 +1,7 @@
 """Workers as child processes of the server, spoken to over a Unix socket pair.
 
-The child inherits one end of the socket, a page in which it notes the batch it runs (readable after a ``kill -9``), and
-the arena of large bodies. Its output is handed on line by line.
+The child inherits one end of the socket, the page of :mod:`ts.page`, and the arena of large bodies. Its output is
+handed on line by line.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import mmap
 import os
 import signal
 import socket
-import struct
 import sys
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from mariner.engines import THREAD_VARIABLES, Buffer, Exit, Process, Receiver, W
 from mariner.engines.memory import MemoryWatch, oom_kill_file
 from mariner.engines.output import Child, Output, Pipe
 from mariner.engines.template import WarmTemplate
+from ts.page import PAGE_BYTES, Page
 
 __all__ = ["LocalEngine"]
 
@@ -60,9 +60,9 @@ class LocalEngine:
         template = await self._template_for(spec)
         ours, theirs = socket.socketpair()
         status_fd = os.memfd_create(f"mariner-{spec.name}", os.MFD_CLOEXEC)
-        os.ftruncate(status_fd, mmap.PAGESIZE)
-        status = mmap.mmap(status_fd, mmap.PAGESIZE, access=mmap.ACCESS_READ)
-        process = _LocalProcess(spec.name, receiver, status, self._on_output, self._memory)
+        os.ftruncate(status_fd, PAGE_BYTES)
+        page = Page(mmap.mmap(status_fd, PAGE_BYTES))
+        process = _LocalProcess(spec.name, receiver, page, self._on_output, self._memory)
         try:
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)
@@ -141,12 +141,10 @@ class LocalEngine:
 class _LocalProcess:
     """One child: its pipe, its socket and the order in which they end."""
 
-    def __init__(
-        self, name: str, receiver: Receiver, status: mmap.mmap, on_output: OutputSink, memory: MemoryWatch
-    ) -> None:
+    def __init__(self, name: str, receiver: Receiver, page: Page, on_output: OutputSink, memory: MemoryWatch) -> None:
         self._name = name
         self._receiver = receiver
-        self._status = status
+        self._page = page
         self._on_output = on_output
         self._memory = memory
         self._errors: deque[str] = deque(maxlen=_LAST_LINES)
@@ -180,6 +178,10 @@ class _LocalProcess:
                 pass
         if data:
             channel.write(data)
+
+    def give_up(self, job_id: int) -> None:
+        if not self._reported:
+            self._page.give_up(job_id)
 
     def finish(self) -> None:
         if self._channel is not None and not self._channel_lost and self._channel.can_write_eof():
@@ -250,8 +252,8 @@ class _LocalProcess:
         if self._reported:
             return
         self._reported = True
-        (running,) = struct.unpack_from("<Q", self._status)
-        self._status.close()
+        running = self._page.running
+        self._page.close()
         unexplained = self._code in {None, -signal.SIGKILL} and not self._killed
         kills = self._memory.recent_kills() if unexplained else None
         curve = self._memory.remove(self.pid)

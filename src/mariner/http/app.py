@@ -9,12 +9,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from mariner.auth import Access, Listener
-from mariner.errors import ConfigurationError, InternalError, MarinerError, MethodNotAllowed, NotFound
+from mariner.errors import ConfigurationError, InternalError, MarinerError, MethodNotAllowed, NotFound, Starting
 from mariner.http.exchange import Exchange, HeaderPairs, encode_headers
 from mariner.http.messages import Response, decode_path, write_error
 from mariner.http.openapi import ApiDescription
 from mariner.http.router import Resource, Router
-from mariner.http.routes import ANY, ROUTES, Route
+from mariner.http.routes import ANY, HEALTH, ROUTES, Route
+from mariner.lifecycle import Phase
 
 if TYPE_CHECKING:
     from mariner.model_server import ModelServer
@@ -111,6 +112,8 @@ class App:
                 method=exchange.method,
                 path=path or "/",
             )
+        if self._server.phase is Phase.STARTING and not path.startswith(HEALTH):
+            raise Starting("The server is starting: it does not know its models yet.", retry_after=1.0)
         if resource is not None:
             self._call(exchange, resource, captured, is_open=guard is None)
         elif path.startswith("/"):

@@ -74,8 +74,11 @@ def live(_server: ModelServer, exchange: Exchange) -> None:
 
 def ready(server: ModelServer, exchange: Exchange) -> None:
     """Every model that was to be loaded at start is ready, and none is broken."""
-    is_ready = server.ready()
-    _respond(exchange, {"ready": is_ready}, 200 if is_ready else 503)
+    condition = server.condition()
+    if condition is Readiness.READY:
+        _respond(exchange, {"ready": True})
+    else:
+        _respond(exchange, {"ready": False, "state": condition.value}, 503)
 
 
 def model_ready(server: ModelServer, exchange: Exchange, model: str) -> None:

@@ -161,7 +161,7 @@ def read_request(
         parts = [new_part(("body", media, body))]
     if with_query and (query := exchange.raw_query):
         parts[:0] = [Part(name, "", value.encode()) for name, value in _query_pairs(query)]
-    return new_request((exchange.id, packed, parts)), slot
+    return new_request((exchange.id, packed, parts, math.inf)), slot
 
 
 def _read_head(exchange: Exchange, injected: tuple[bytes, ...]) -> tuple[bytes, str, bool]:

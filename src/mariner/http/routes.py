@@ -9,9 +9,10 @@ from typing import Any
 from mariner.auth import Listener
 from mariner.http import inference, kserve, management, metrics
 
-__all__ = ["ANY", "ROUTES", "Route"]
+__all__ = ["ANY", "HEALTH", "ROUTES", "Route"]
 
 ANY = ("*",)
+HEALTH = "/v2/health/"  # these paths are about the server, not its models
 
 
 @dataclass(frozen=True, slots=True)

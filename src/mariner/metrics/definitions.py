@@ -116,6 +116,9 @@ METRICS: tuple[Definition, ...] = (
         "mariner_handler_seconds", _H, "Seconds", _OWN, _O, "Time the handler took for the batch.", TIME_BUCKETS
     ),
     Definition("mariner_batch_size", _H, "Count", _OWN, _O, "Size of the batch, seen by each request.", SIZE_BUCKETS),
+    Definition(
+        "mariner_refusals_total", _C, "Count", (*_OWN, "reason"), _O, "Requests that got no turn or no answer in time."
+    ),
     Definition("mariner_queue_depth", _G, "Count", _OWN, _O, "Requests of the version that wait for a worker."),
     Definition("mariner_worker_deaths_total", _C, "Count", (*_OWN, "cause"), _O, "Workers that died, by cause."),
 )

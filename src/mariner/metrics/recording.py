@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 
 from mariner.config import MetricsMode
 from mariner.metrics.definitions import (
@@ -107,11 +107,14 @@ class Metrics:
         self._models: dict[tuple[str, str], _ModelSeries] = {}
         self._handler_seconds: dict[str, float] = {}  # latest of each model
         self._latest: _Inference | None = None
-        self._queue_depths: Callable[[], Iterable[tuple[str, str, int]]] = lambda: ()
+        self._queues: Callable[[], Iterable[tuple[str, str, int, Mapping[str, int]]]] = lambda: ()
 
-    def watch_queues(self, depths: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
-        """Says whom to ask for queues when the text is wanted: model, version, requests that wait."""
-        self._queue_depths = depths
+    def watch_queues(self, queues: Callable[[], Iterable[tuple[str, str, int, Mapping[str, int]]]]) -> None:
+        """Says whom to ask for queues when the text is wanted: model, version, requests that wait, refusals by reason.
+
+        Refusals are counted from the registration of a version, and gone with it.
+        """
+        self._queues = queues
 
     def requests_finished(self, status: int) -> None:
         """An HTTP response went out, on any listener."""
@@ -296,8 +299,13 @@ class Metrics:
             yield "PredictionTime", *self._prediction_time(model, seconds)
 
     def _collect(self) -> None:
-        waiting: dict[LabelValues, float] = {(model, name): depth for model, name, depth in self._queue_depths()}
+        waiting: dict[LabelValues, float] = {}
+        refused: dict[LabelValues, float] = {}
+        for model, version, depth, refusals in self._queues():
+            waiting[model, version] = depth
+            refused |= {(model, version, reason): count for reason, count in refusals.items()}
         self._families["mariner_queue_depth"].values = waiting
+        self._families["mariner_refusals_total"].values = refused
         for name, labels, value in self._totals():
             family = self._families.get(name)
             if family is not None and name not in self._retyped and family.accepts(labels):

@@ -285,8 +285,8 @@ async def test_a_crash_loop_backs_off_then_the_model_is_broken_with_the_reason()
     assert s.pool.broken
     with pytest.raises(NoWorker) as raised:
         await s.ask()
-    assert (raised.value.reason, raised.value.death_id) == ("exit", s.deaths[-1].id)
-    assert "The last one: it exited with code 3: code that it ran called exit." in raised.value.hint
+    assert (raised.value.reason, raised.value.death_id) == ("broken", s.deaths[-1].id)
+    assert "The last worker: it exited with code 3: code that it ran called exit." in raised.value.hint
     await s.start()
     assert s.pool.ready
 
@@ -300,7 +300,8 @@ async def test_who_waits_in_vain_for_a_model_that_fails_to_load_is_told_why() ->
     await s.clock.advance(11.0)
     (error,) = s.outcomes
     assert isinstance(error, NoWorker)
-    assert (error.reason, error.death_id) == ("load_failed", s.deaths[0].id)
+    assert (error.reason, error.death_id) == ("loading", s.deaths[0].id)
+    assert s.deaths[0].summary in error.hint
 
 
 async def test_an_error_that_is_about_no_death_names_none() -> None:

@@ -237,11 +237,15 @@ def test_a_printed_line_keeps_its_request_ids(log: Log) -> None:
 
 def test_queues_are_asked_when_the_text_is_wanted_and_forgotten_when_they_are_gone() -> None:
     metrics = Metrics(hostname="h")
-    queues = [("m", "1.0", 3), ("n", "2.0", 0)]
+    queues = [("m", "1.0", 3, {"queue_full": 2, "deadline": 1}), ("n", "2.0", 0, {})]
     metrics.watch_queues(lambda: queues)
+    assert metrics.expose(["mariner_refusals_total"]).splitlines()[2:] == [
+        'mariner_refusals_total{model_name="m",model_version="1.0",reason="queue_full",} 2.0',
+        'mariner_refusals_total{model_name="m",model_version="1.0",reason="deadline",} 1.0',
+    ]
     assert metrics.expose(["mariner_queue_depth"]).splitlines()[2:] == [
         'mariner_queue_depth{model_name="m",model_version="1.0",} 3.0',
         'mariner_queue_depth{model_name="n",model_version="2.0",} 0.0',
     ]
     queues.clear()
-    assert metrics.expose(["mariner_queue_depth"]) == ""
+    assert metrics.expose(["mariner_queue_depth", "mariner_refusals_total"]) == ""

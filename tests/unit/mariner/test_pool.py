@@ -7,6 +7,7 @@ import logging
 import math
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pytest
@@ -14,7 +15,16 @@ import pytest
 from mariner.batching import make_queue
 from mariner.bodies import Arena
 from mariner.engines import WorkerSpec
-from mariner.errors import Draining, NoWorker, QueueFull, RequestTimeout, WorkerDied, WorkerStartFailed
+from mariner.errors import (
+    DeadlineTooShort,
+    Draining,
+    MarinerError,
+    NoWorker,
+    QueueFull,
+    RequestTimeout,
+    WorkerDied,
+    WorkerStartFailed,
+)
 from mariner.jobs import Job, Outcome, Part, Reply, Request
 from mariner.lifecycle import State
 from mariner.pool import WorkerPool
@@ -52,9 +62,9 @@ class Scene:
             answers.append(bytes(outcome.body))
         return answers
 
-    def error(self, name: str) -> Exception:
+    def error(self, name: str) -> MarinerError:
         (outcome,) = self.outcomes[name]
-        assert isinstance(outcome, Exception)
+        assert isinstance(outcome, MarinerError)
         return outcome
 
     async def warm(self) -> None:
@@ -735,6 +745,188 @@ async def test_a_late_request_of_a_worker_that_dies_is_not_run_again(scene: Scen
     await s.clock.advance(1.0)
     assert isinstance(s.error("runs"), WorkerDied)
     assert s.engine.processes[1].batches == []
+
+
+async def test_a_worker_is_told_what_is_left_of_a_deadline(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("hurried", timeout=2.5)
+    await settle()
+    (process,) = s.engine.processes
+    ((_, request),) = process.batches[0].jobs
+    assert request.deadline == 2.5  # on the clock of the process, which begins at 0 here
+
+
+async def test_a_worker_is_shown_what_nobody_wants_any_more(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    left, late, _ = s.put("left"), s.put("late", timeout=1.0), s.put("kept")
+    await settle()
+    (process,) = s.engine.processes
+    assert process.given_up == []
+    left.cancel()
+    assert process.given_up == [2]
+    await s.clock.advance(1.0)
+    assert process.given_up == [2, 3]
+    assert isinstance(s.error("late"), RequestTimeout)
+    assert late.slot is None
+
+
+async def test_a_job_that_waits_behind_others_in_a_worker_expires_as_one_that_waits(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    s.put("runs", timeout=1.0)
+    s.put("waits", timeout=1.0)
+    await settle()
+    assert s.pool.in_flight == 2
+    await s.clock.advance(1.0)
+    assert [s.error(name).status for name in ("runs", "waits")] == [504, 408]
+    assert s.pool.queue.refusals == {"deadline_exceeded": 2}
+
+
+async def test_an_answer_at_the_deadline_is_late_even_before_the_timer_says_so(scene: SceneMaker) -> None:
+    """A handler that saw the deadline pass may have stopped halfway."""
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("late", timeout=1.0)
+    await settle()
+    s.clock.set(s.clock.time() + 1.0)
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"half")
+    assert s.error("late").status == 504
+    await s.clock.advance(1.0)
+    assert len(s.outcomes["late"]) == 1
+
+
+async def test_a_job_that_the_process_left_out_is_answered_as_late(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    await s.warm()
+    s.put("hurried", timeout=1.0)
+    await settle()
+    cost = s.pool.workers[0].cost
+    (process,) = s.engine.processes
+    process.say_replies([Reply(2, b"", 0, failed=True)])  # its clock was a little ahead
+    error = s.error("hurried")
+    assert isinstance(error, RequestTimeout)
+    assert (error.status, s.pool.in_flight, s.pool.workers[0].cost) == (408, 0, cost)
+
+
+# -- overload --------------------------------------------------------------------------------------------------------
+
+
+async def test_what_cannot_be_answered_in_time_is_refused_at_once(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("first")
+    await settle()
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"", seconds=1.0)
+    s.put("alone", timeout=0.5)  # nothing is before it: it may be faster than the average
+    await settle()
+    s.put("next")
+    with pytest.raises(DeadlineTooShort, match=r"in about 3\.000 s, and has 2\.900 s") as refusal:
+        s.put("late", timeout=2.9)
+    assert (refusal.value.reason, refusal.value.status, refusal.value.retry_after) == ("deadline", 503, 2.0)
+    s.put("in time", timeout=3.1)
+    assert s.pool.queue.refusals == {"deadline": 1}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batch_size", [1, 4])
+async def test_at_three_times_its_capacity_a_model_still_works_for_somebody(scene: SceneMaker, batch_size: int) -> None:
+    s = scene(batch_size=batch_size, capacity=1000)
+    s.pool.scale(1, 1)
+    await settle()
+    (process,) = s.engine.processes
+    costs = itertools.cycle([0.018, 0.020, 0.025])
+    begun = 0
+    in_time: list[float] = []
+    seconds, capacity = 4.0, batch_size / 0.021
+
+    def finish(number: int, cost: float) -> None:
+        process.reply(process.batches[number], b"", seconds=cost)
+
+    for number in range(int(3 * capacity * seconds)):
+        name, sent = str(number), s.clock.time()
+        with suppress(DeadlineTooShort):
+            job = s.put(name, timeout=1.0)
+            job._deliver = lambda outcome, sent=sent: in_time.extend(
+                [sent] if isinstance(outcome, Reply) and s.clock.time() < sent + 1.0 else []
+            )
+        await s.clock.advance(1 / (3 * capacity))
+        while begun < len(process.batches):
+            cost = next(costs)
+            s.clock.call_at(s.clock.time() + cost, finish, begun, cost)
+            begun += 1
+    steady = [sent for sent in in_time if 1001.0 <= sent < 1000.0 + seconds - 1.0]
+    assert len(steady) >= 0.9 * capacity * (seconds - 2.0)
+
+
+async def test_those_whose_clients_have_gone_keep_nobody_waiting(scene: SceneMaker) -> None:
+    s = scene()
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("first")
+    await settle()
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"", seconds=1.0)
+    s.put("runs")
+    await settle()
+    for job in [s.put(name) for name in "abcde"]:
+        job.cancel()
+    s.put("in time", timeout=2.6)
+    assert not s.pool.queue.refusals
+
+
+async def test_a_full_queue_says_when_it_will_have_been_served(scene: SceneMaker) -> None:
+    s = scene(capacity=5)
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("first")
+    await settle()
+    (process,) = s.engine.processes
+    process.reply(process.batches[0], b"", seconds=2.0)
+    for name in ("runs", *"abcde"):
+        s.put(name)
+        await settle()
+    with pytest.raises(QueueFull) as refusal:
+        s.put("refused")
+    assert refusal.value.retry_after == 12.0
+    assert s.pool.queue.refusals == {"queue_full": 1}
+
+
+async def test_each_refusal_has_a_reason_of_its_own(scene: SceneMaker) -> None:
+    s = scene(loads=False, retry_window=0.0)
+    with pytest.raises(NoWorker) as none:
+        s.put("none")
+    s.pool.scale(1, 1)
+    await settle()
+    s.put("waits")
+    await s.clock.advance(10.0)
+    loading = s.error("waits")
+    assert "it is loading, for 10 s so far" in str(loading)
+    assert loading.retry_after == 10.0
+    s.engine.processes[0].loaded("no", ok=False)
+    await settle()
+    with pytest.raises(NoWorker) as broken:
+        s.put("broken")
+    s.pool.draining = True
+    with pytest.raises(Draining) as draining:
+        s.put("draining")
+    assert [none.value.reason, loading.reason, broken.value.reason, draining.value.reason] == [
+        *("no_worker", "loading", "broken", "draining")
+    ]
+    assert broken.value.retry_after is None  # nothing will be better by itself
+    assert s.pool.queue.refusals == {"no_worker": 1, "loading": 1, "broken": 1, "draining": 1}
 
 
 async def test_one_timer_watches_all_deadlines(scene: SceneMaker) -> None:

@@ -45,7 +45,8 @@ async def test_one_poison_in_a_batch_of_eight_fails_alone(scene: SceneMaker) -> 
     assert isinstance(error, WorkerDied)
     assert (error.message, error.reason) == ("Worker died.", "exit")
     assert error.hint == (
-        "W-9000-m_1.0: it exited with code 3. The request had killed another worker before and is not run again."
+        "W-9000-m_1.0: it exited with code 3: code that it ran called exit. "
+        "The request had killed another worker before and is not run again."
     )
     assert len(s.engine.processes) == 1 + 3  # three deaths, and nobody moved the clock
 

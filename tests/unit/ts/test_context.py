@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import math
+import time
 from typing import Any
 
 import pytest
 
 from ts.context import Context, RequestProcessor, send_pieces
 from ts.handler_utils.utils import send_intermediate_predict_response
+from ts.page import Page
 from ts.protocol import otf_message_handler
 from ts.wire import Part, Request, pack_headers
 
@@ -167,3 +170,24 @@ def test_only_the_first_rank_sends_pieces(context: Context, monkeypatch: pytest.
 def test_the_old_import_path_of_streaming_works_and_warns(context: Context) -> None:
     with pytest.warns(PendingDeprecationWarning, match=r"ts\.handler_utils\.utils"):
         otf_message_handler.send_intermediate_predict_response(["x"], {0: "a"}, "", 200, context)
+
+
+# -- deadlines -------------------------------------------------------------------------------------------------------
+
+
+def test_outside_a_worker_nobody_leaves_and_there_is_time() -> None:
+    context = Context("m", "/", None, 1, None, "0")
+    assert (context.remaining_time(), context.cancelled(3)) == (math.inf, False)
+
+
+def test_each_request_has_its_own_deadline_and_its_own_client() -> None:
+    context, page = Context("m", "/", None, 4, None, "0"), Page()
+    now = time.monotonic()
+    deadlines = [math.inf, now + 60.0, now - 1.0, math.inf]
+    jobs = [(10 + index, Request(str(index), b"", [], deadline)) for index, deadline in enumerate(deadlines)]
+    context.attach(jobs, page)
+    page.give_up(13)
+    assert [context.cancelled(index) for index in range(4)] == [False, False, True, True]
+    assert context.remaining_time() == math.inf
+    assert 59.0 < context.remaining_time(1) <= 60.0
+    assert [context.remaining_time(index) for index in (2, 3)] == [0.0, 0.0]

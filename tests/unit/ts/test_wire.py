@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from contextlib import suppress
 from itertools import pairwise
@@ -39,7 +40,8 @@ headers = st.lists(st.tuples(header_text.filter(bool), header_text), max_size=5)
 values = st.binary(max_size=200) | st.builds(Shared, st.integers(0, 1 << 40), st.integers(0, 1 << 30))
 text = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 parts = st.lists(st.builds(Part, text, text, values), max_size=4)
-requests = st.builds(Request, text, headers.map(pack_headers), parts)
+deadlines = st.floats(0, 1e6) | st.just(math.inf)
+requests = st.builds(Request, text, headers.map(pack_headers), parts, deadlines)
 job_ids = st.integers(0, (1 << 64) - 1)
 batches = st.lists(st.builds(Batch, job_ids, st.lists(st.tuples(job_ids, requests), max_size=4)), max_size=4)
 replies = st.lists(
@@ -170,16 +172,25 @@ def test_an_unknown_kind_is_refused() -> None:
 
 
 def test_the_bytes_of_a_predict_frame_are_the_documented_ones() -> None:
-    request = Request("id", b"A\0b", [Part("body", "t", b"xyz"), Part("s", "", Shared(4096, 9))])
-    assert joined(encode_predict([Batch(1, [(2, request)])])).hex() == (
-        "52000000"  # payload length
+    request = Request("id", b"A\0b", [Part("body", "t", b"xyz"), Part("s", "", Shared(4096, 9))], 1000.5)
+    assert joined(encode_predict([Batch(1, [(2, request)])], 1000.0)).hex() == (
+        "5a000000"  # payload length
         "02020000"  # version, kind, reserved
         "010000000000000001000000"  # batch id, jobs
         "0200000000000000" "0200" "0200" "03000000"  # job id, lengths of request id, parts, headers
+        "000000000000e03f"  # seconds left
         "6964" "410062"
         "04000000" "0100" "0000" "03000000" "ffffffffffffffff" "626f6479" "74" "78797a"
         "01000000" "0000" "0000" "09000000" "0010000000000000" "73"
     )  # fmt: skip
+
+
+def test_a_deadline_travels_as_what_is_left_of_it() -> None:
+    """The clocks of two processes have nothing to do with each other."""
+    jobs = [(1, Request("a", b"", [], 1002.5)), (2, Request("b", b"", []))]
+    frame = only_frame(joined(encode_predict([Batch(1, jobs)], 1000.0)))
+    (batch,) = decode_predict(frame.payload, 20.0)
+    assert [request.deadline for _, request in batch.jobs] == [22.5, math.inf]
 
 
 def test_the_bytes_of_a_reply_are_the_documented_ones() -> None:

@@ -9,16 +9,11 @@ from mariner.http.openapi.schemas import ANYTHING, BINARY, TEXT, Schema, integer
 
 __all__ = ["INFERENCE"]
 
+_REFUSALS = ("NoWorker", "Loading", "Broken", "QueueFull", "TooBusy")
+_FAILURES = ("WorkerDied", "Quarantined", "PredictionFailed")
 _ERRORS = (
     *ALWAYS,
-    "Late",
-    "TooLarge",
-    "WorkerDied",
-    "Quarantined",
-    "PredictionFailed",
-    "NoWorker",
-    "QueueFull",
-    "OutOfResources",
+    *("Late", "NoAnswerInTime", "TooLarge", *_FAILURES, *_REFUSALS, "OutOfResources"),
 )
 _MODEL, _VERSION = ("UnknownModel",), ("UnknownModel", "UnknownVersion")
 
@@ -149,7 +144,9 @@ INFERENCE: Table = {
         tag="KServe",
     ),
     "/v2/health/live": _question("v2_live", "Live", {"live": True}, tag="Health"),
-    "/v2/health/ready": _question("v2_ready", "Ready", {"ready": True}, tag="Health", no={"ready": False}),
+    "/v2/health/ready": _question(
+        "v2_ready", "Ready", {"ready": True}, tag="Health", no={"ready": False, "state": "loading"}
+    ),
     "/v2/models": _question("v2_listModels", "ModelNames", {"models": ["digits"]}, tag="KServe"),
     **_v2_model("", "modelMetadata", "ModelMetadata", _METADATA),
     **_v2_model("/ready", "modelReady", "ModelReady", _READY, _NOT_READY),

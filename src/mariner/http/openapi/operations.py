@@ -8,7 +8,9 @@ from typing import Any
 
 from mariner.errors import (
     BadRequest,
+    Broken,
     Conflict,
+    DeadlineTooShort,
     DefaultVersionInUse,
     DependenciesFailed,
     DownloadFailed,
@@ -16,6 +18,7 @@ from mariner.errors import (
     InternalError,
     InvalidArchive,
     InvalidKey,
+    Loading,
     MarinerError,
     MethodNotAllowed,
     ModelNotFound,
@@ -25,6 +28,7 @@ from mariner.errors import (
     Quarantined,
     QueueFull,
     RequestTimeout,
+    Starting,
     VersionNotFound,
     WorkerDied,
     WorkerStartFailed,
@@ -128,8 +132,19 @@ REQUEST_ID = "00000000-0000-4000-8000-000000000000"  # of examples
 
 # -- errors ------------------------------------------------------------------------------------------------------------
 
+
+def _no_answer_in_time() -> RequestTimeout:
+    error = RequestTimeout(
+        'Model "digits": no answer within the 1 s the request had.',
+        hint="Allow more time (clientTimeoutInMills, X-Request-Timeout-Ms) or make the handler faster.",
+    )
+    error.status = 504
+    return error
+
+
 ERRORS: dict[str, MarinerError] = {
     "Malformed": BadRequest("The query holds a % that is not followed by two hexadecimal digits."),
+    "Starting": Starting("The server is starting: it does not know its models yet."),
     "Stopping": Draining("The server is stopping.", hint="Send the request to another server."),
     "UnknownModel": ModelNotFound("Model not found: digits"),
     "UnknownVersion": VersionNotFound("Model version: 2.0 does not exist for model: digits"),
@@ -141,6 +156,20 @@ ERRORS: dict[str, MarinerError] = {
     "Late": RequestTimeout(
         'Model "digits": the request waited 0.512 s, longer than its deadline allows.',
         hint="Add workers or allow more time (clientTimeoutInMills, X-Request-Timeout-Ms).",
+    ),
+    "NoAnswerInTime": _no_answer_in_time(),
+    "TooBusy": DeadlineTooShort(
+        'Model "digits": the request would be answered in about 1.830 s, and has 1.000 s.',
+        hint="Retry later, add workers, or allow more time (clientTimeoutInMills, X-Request-Timeout-Ms).",
+    ),
+    "Loading": Loading(
+        'Model "digits" has no worker to serve inference request yet: it is loading, for 120 s so far.',
+        hint="Retry later. The server's log says what the workers are doing.",
+    ),
+    "Broken": Broken(
+        'Model "digits" has no worker to serve inference request: its workers failed too often and are not started '
+        "again.",
+        hint="The server's log has the reason. Scale the model or register it again to retry.",
     ),
     "QueueFull": QueueFull(
         'Model "digits" has its queue full: 100 requests wait, job_queue_size is 100.',
@@ -176,7 +205,7 @@ ERRORS: dict[str, MarinerError] = {
 }
 """One of each kind that callers should expect, as they see it."""
 
-ALWAYS = ("Malformed", "Stopping")
+ALWAYS = ("Malformed", "Starting", "Stopping")
 """Errors of every operation."""
 
 Table = dict[str, dict[str, Operation]]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mariner.causes import Cause
-from mariner.lifecycle import Readiness, State
+from mariner.lifecycle import Phase, Readiness, State
 
 __all__ = ["ANYTHING", "BINARY", "BOOLEAN", "SCHEMAS", "TEXT", "Schema", "array", "integer", "reference", "text"]
 
@@ -50,6 +50,7 @@ def reference(name: str) -> Schema:
 
 
 _READINESS = [readiness.value for readiness in Readiness]
+_CONDITIONS = [Phase.STARTING.value, Readiness.LOADING.value, Readiness.DRAINING.value, Readiness.BROKEN.value]
 
 _REGISTRATION = {
     "url": text("An archive or directory in the model store, or the address of an archive that may be fetched."),
@@ -206,7 +207,13 @@ SCHEMAS: dict[str, Schema] = {
         optional=("state", "error"),
     ),
     "Live": record({"live": flag("The server runs.")}),
-    "Ready": record({"ready": flag("Every model loaded at start is ready.")}),
+    "Ready": record(
+        {
+            "ready": flag("Every model loaded at start is ready."),
+            "state": text("Why it is not ready.", enum=_CONDITIONS),
+        },
+        optional=("state",),
+    ),
     "ServerMetadata": record({"name": TEXT, "version": TEXT, "extensions": array(TEXT)}),
     "ModelMetadata": record(
         {

@@ -13,7 +13,7 @@ from mariner.config import Config
 from mariner.description import Metadata
 from mariner.errors import MarinerError
 from mariner.jobs import Job, Outcome, Reply, Request, unpack_headers
-from mariner.lifecycle import Readiness
+from mariner.lifecycle import Phase, Readiness
 from mariner.model_server import Registered
 from mariner.model_settings import Explained, RegisterOptions
 
@@ -54,7 +54,8 @@ class FakeModelServer:
         self.calls: list[tuple[Any, ...]] = []
         self.config = Config()
         self.is_healthy = True
-        self.is_ready = True
+        self.server_condition: Readiness | Phase = Readiness.READY
+        self.phase = Phase.SERVING
         self.state = Readiness.READY
         self.initial: str | None = None
         self.time = 0.0
@@ -127,8 +128,8 @@ class FakeModelServer:
     def healthy(self) -> bool:
         return self.is_healthy
 
-    def ready(self) -> bool:
-        return self.is_ready
+    def condition(self) -> Readiness | Phase:
+        return self.server_condition
 
     def now(self) -> float:
         return self.time

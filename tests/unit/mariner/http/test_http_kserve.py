@@ -13,7 +13,7 @@ from http_peer import fail, get, post
 from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
 from mariner.errors import ModelNotFound, QueueFull, VersionNotFound
 from mariner.jobs import Job, Reply, pack_headers
-from mariner.lifecycle import Readiness
+from mariner.lifecycle import Phase, Readiness
 
 ALL = tuple(Listener)
 
@@ -126,10 +126,33 @@ async def test_every_listener_tells_about_health(start: Start, kind: Listener) -
     assert (await ask(running, "/v2/models/m/ready"))[0] == 200
 
 
-async def test_a_server_that_is_not_ready_is_alive(running: Running) -> None:
-    running.models.is_ready = False
-    assert await ask(running, "/v2/health/ready") == (503, {"ready": False})
+@pytest.mark.parametrize(
+    ("condition", "state"),
+    [
+        (Phase.STARTING, "starting"),
+        (Readiness.LOADING, "loading"),
+        (Readiness.BROKEN, "broken"),
+        (Readiness.DRAINING, "draining"),
+        (Phase.STOPPING, "draining"),
+    ],
+)
+async def test_a_server_that_is_not_ready_is_alive_and_says_why(
+    running: Running, condition: Readiness | Phase, state: str
+) -> None:
+    running.models.server_condition = condition
+    assert await ask(running, "/v2/health/ready") == (503, {"ready": False, "state": state})
     assert await ask(running, "/v2/health/live") == (200, {"live": True})
+
+
+@pytest.mark.parametrize("path", ["/v1/models/m", "/v2/models/m/ready", "/ping", "/predictions/m", "/nowhere"])
+async def test_a_server_that_starts_answers_for_itself_and_for_no_model(running: Running, path: str) -> None:
+    running.models.phase = Phase.STARTING
+    assert await ask(running, "/v2/health/live") == (200, {"live": True})
+    status, body = await ask(running, path)
+    assert (status, body["type"], body["reason"]) == (503, "ServiceUnavailableException", "starting")
+    running.models.phase = Phase.SERVING
+    answer = await (await running.connect()).ask(get(path))
+    assert answer.status == (404 if path == "/nowhere" else 200)
 
 
 @pytest.mark.parametrize("state", [state for state in Readiness if state is not Readiness.READY])
