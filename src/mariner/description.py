@@ -71,16 +71,15 @@ def describe_version(
             "pendingRequests": pool.waiting,
         },
         "state": pool.readiness.value,  # ours, as below
+        "autoscaling": _describe_scaling(version, clock),
     }
 
 
 def _describe_worker(worker: Worker, clock: Clock, gpu_usage: Mapping[int, str]) -> dict[str, Any]:
     gpu = worker.load.gpu_id
-    # The clock counts from an unknown moment: its distance from now is what can be told.
-    started = datetime.fromtimestamp(datetime.now(UTC).timestamp() - (clock.time() - worker.started_at), UTC)
     return {
         "id": str(worker.id),
-        "startTime": started.strftime("%Y-%m-%dT%H:%M:%S.") + f"{started.microsecond // 1000:03d}Z",
+        "startTime": _moment(worker.started_at, clock),
         "status": "READY" if worker.state is State.READY else "UNLOADING",
         "memoryUsage": _resident_bytes(worker.pid),
         "pid": worker.pid,
@@ -88,6 +87,26 @@ def _describe_worker(worker: Worker, clock: Clock, gpu_usage: Mapping[int, str])
         "gpuUsage": "N/A" if gpu is None else gpu_usage.get(gpu, f"gpuId::{gpu}"),
         "state": worker.state.value,  # ours: TorchServe's status knows only two
     }
+
+
+def _describe_scaling(version: ModelVersion, clock: Clock) -> dict[str, Any]:
+    scaler = version.pool.scaler
+    latest = scaler.latest
+    return {
+        "enabled": scaler.enabled,
+        "workerIdleTimeoutSec": version.settings.idle_timeout,
+        **(
+            {"lastDecision": {"time": _moment(latest.at, clock), "decision": latest.text, "reason": latest.reason}}
+            if latest
+            else {}
+        ),
+    }
+
+
+def _moment(at: float, clock: Clock) -> str:
+    # The clock counts from an unknown moment: its distance from now is what can be told.
+    then = datetime.fromtimestamp(datetime.now(UTC).timestamp() - (clock.time() - at), UTC)
+    return then.strftime("%Y-%m-%dT%H:%M:%S.") + f"{then.microsecond // 1000:03d}Z"
 
 
 def _resident_bytes(pid: int) -> int:

@@ -22,6 +22,7 @@ _FIELDS: Final = {
     "max_retry_timeout_in_sec": "retry_window",
     "client_timeout_in_mills": "client_timeout",
     "use_job_ticket": "job_ticket",
+    "worker_idle_timeout_sec": "idle_timeout",
 }
 _MILLISECONDS: Final = frozenset({"max_batch_delay", "client_timeout_in_mills"})
 _SNAPSHOT: Final = "snapshot"

@@ -19,7 +19,7 @@ from mariner.devices import Accelerators, read_gpu_usage
 from mariner.engines import Engine
 from mariner.errors import BadRequest, Draining, MarinerError, NotFound, WorkerStartFailed
 from mariner.jobs import Job, Outcome, Reply, Request
-from mariner.lifecycle import Readiness
+from mariner.lifecycle import Readiness, State
 from mariner.loading import MAX_WORKERS, ModelLoader
 from mariner.metrics import Metrics
 from mariner.model_settings import RegisterOptions
@@ -101,6 +101,7 @@ class ModelServer:
             config, engine=engine, clock=clock, metrics=metrics, accelerators=accelerators, temp_dir=temp_dir
         )
         metrics.watch_queues(self._queue_depths)
+        metrics.watch_workers(self._ready_workers)
 
     # -- inference ----------------------------------------------------------------------------------------------------
 
@@ -390,10 +391,11 @@ class ModelServer:
         await self._loader.install(new, cancelled=lambda: self.draining)
         self._require_open()
         told = old.pool.min_workers, old.pool.max_workers
+        now = len(old.pool.workers)  # the load that made them so many goes on
         if told == (old.settings.min_workers, old.settings.max_workers):  # nobody has scaled it since
-            new.pool.scale(new.settings.min_workers, new.settings.max_workers)
+            new.pool.scale(new.settings.min_workers, new.settings.max_workers, at_first=now)
         else:
-            new.pool.scale(*told)
+            new.pool.scale(*told, at_first=now)
         await new.pool.settle()
         self._require_open()
         self.registry.replace(old, new)
@@ -485,11 +487,18 @@ class ModelServer:
     def _queue_depths(self) -> list[tuple[str, str, int]]:
         return [(version.name, version.version, version.pool.waiting) for version in self.registry]
 
+    def _ready_workers(self) -> list[tuple[str, str, int]]:
+        return [
+            (version.name, version.version, sum(worker.state is State.READY for worker in version.pool.workers))
+            for version in self.registry
+        ]
+
     # -- health and end -----------------------------------------------------------------------------------------------
 
     def healthy(self) -> bool:
         """Whether the default version of each model has the workers it should, or may still get them."""
-        return all(version.pool.healthy_workers >= version.pool.min_workers for version in self.registry.defaults())
+        pools = [version.pool for version in self.registry.defaults()]
+        return all(pool.healthy_workers >= pool.min_workers and not pool.broken for pool in pools)
 
     def ready(self) -> bool:
         """Whether every initial model can answer, as far as it should have workers at all, and none is broken."""
@@ -505,6 +514,14 @@ class ModelServer:
             ModelNotFound, VersionNotFound: there is no such model or version.
         """
         return self.registry.get(name, version).pool.readiness
+
+    def serves(self, name: str, version: str | None) -> bool:
+        """Whether a version answers a request that comes now, perhaps when it has been loaded for it.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+        """
+        return self.registry.get(name, version).pool.serves
 
     async def drain(self, timeout: float) -> bool:
         """Takes nothing new, answers what it has, stops all workers, deletes what was unpacked.

@@ -7,7 +7,8 @@ worker counts       model YAML (a valid pair) > request > ``models`` (start-up o
 batch size, delay   request > model YAML > ``models`` > default
 timeouts            request > model YAML > ``models`` > server default (TorchServe ignored the request beside a YAML)
 queue, retries,     model YAML > server default
-isolation, start
+isolation, start,
+scaling by itself
 ==================  =========================================================================================
 """
 
@@ -74,6 +75,9 @@ class ModelSettings:
         warm_start: its workers fork from a process that has imported PyTorch, where they use it.
         overlap: most requests that a worker runs side by side (``asyncCommunication``); 0 if it runs batches one after
             the other. Such workers get single requests.
+        autoscale: workers come and go between the bounds as work does. Never for models that keep state between the
+            requests of a sequence: it would go with a worker.
+        idle_timeout: seconds without work after which a worker above the minimum stops.
         config: the whole model YAML, for what is passed through.
     """
 
@@ -91,6 +95,8 @@ class ModelSettings:
     isolate_batch_errors: bool
     warm_start: bool
     overlap: int
+    autoscale: bool
+    idle_timeout: float
     config: ModelConfig
 
 
@@ -159,7 +165,12 @@ def choose(
     def asked(value: Any) -> Choice:
         return Choice(value, asked_by)
 
+    autoscale = _first(model(yaml.autoscale), server("autoscale"))
+    if yaml.sequence_batching:
+        autoscale = Choice(False, MODEL_CONFIG)
     minimum, maximum = _workers(config, yaml, options, preset, automatic_workers, asked_by)
+    if not minimum.value and minimum.place == MODEL_CONFIG and not autoscale.value:
+        minimum = minimum._replace(value=1)  # as in TorchServe: nobody else would start it
     batch_size = _first(asked(options.batch_size), model(yaml.batch_size), models("batchSize"), Choice(1, "default"))
     if yaml.async_communication:
         batch_size = Choice(1, f"{MODEL_CONFIG}, asyncCommunication")
@@ -201,6 +212,8 @@ def choose(
         "job_ticket": _first(model(yaml.use_job_ticket), Choice(False, "default")),
         "isolate_batch_errors": isolate,
         "warm_start": _first(model(yaml.warm_start), server("warm_start")),
+        "autoscale": autoscale,
+        "idle_timeout": _first(model(yaml.worker_idle_timeout_sec), server("worker_idle_timeout")),
         "overlap": queue_size._replace(value=queue_size.value if yaml.async_communication else 0),
     }
 
@@ -216,7 +229,7 @@ def _workers(
     if options.worker_bounds is not None:
         low, high = options.worker_bounds
         return Choice(low, asked_by), Choice(high, asked_by)
-    if yaml.min_workers and yaml.max_workers and yaml.max_workers >= yaml.min_workers:
+    if yaml.min_workers is not None and yaml.max_workers and yaml.max_workers >= yaml.min_workers:
         return Choice(yaml.min_workers, MODEL_CONFIG), Choice(yaml.max_workers, MODEL_CONFIG)
     origin = config.origin("default_workers_per_model")
     default = config.default_workers_per_model

@@ -11,12 +11,14 @@ import logging
 import math
 import time
 
+from mariner.autoscaling import Start, Stop
 from mariner.batching import JobQueue
 from mariner.engines import Engine
 from mariner.errors import Draining, MarinerError, NoWorker, WorkerStartFailed
 from mariner.jobs import Job, Reply, Sample
 from mariner.lifecycle import Event, Readiness, Recovery, State
 from mariner.recipe import Recipe
+from mariner.scaler import Scaler
 from mariner.worker import Clock, Death, Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
@@ -34,6 +36,12 @@ class PoolObserver:
 
     def finished(self, pool: WorkerPool, job: Job, reply: Reply, batch_size: int) -> None:
         """A job got its last reply."""
+
+    def started(self, pool: WorkerPool, why: Start) -> None:
+        """A worker was added, or is started again."""
+
+    def stopped(self, pool: WorkerPool, why: Stop) -> None:
+        """A worker was taken out."""
 
     def loaded(self, pool: WorkerPool, worker: Worker, seconds: float) -> None:
         """A worker became ready, that many seconds after its process was started."""
@@ -77,6 +85,7 @@ class WorkerPool:
         self._without_worker_since: float | None = None
         self._overdue = False  # draining took too long
         self._progressed = asyncio.Event()  # something was answered, or a worker has gone; drain() waits for it
+        self.scaler = Scaler(self, clock=clock, start=self._add, stop=self._remove, wake=self._arm)
 
     # -- what is asked of it ------------------------------------------------------------------------------------------
 
@@ -89,6 +98,11 @@ class WorkerPool:
     def broken(self) -> bool:
         """No worker is ready, and none will be without help."""
         return bool(self.workers) and all(worker.state is State.BROKEN for worker in self.workers)
+
+    @property
+    def serves(self) -> bool:
+        """A request that comes now is answered, perhaps when a worker has been started for it."""
+        return self.ready or (self.scaler.on_demand and not self.draining and not self.broken)
 
     @property
     def readiness(self) -> Readiness:
@@ -125,10 +139,11 @@ class WorkerPool:
         if self.draining:
             raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
         if not self.workers:
-            raise self.no_worker()
-        if self._without_worker_since is not None and self.broken:
+            self._wake_up()
+        elif self._without_worker_since is not None and self.broken:
             raise self._broken_error()
-        if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
+        elif self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
+            self.scaler.turned_away()
             raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.")
         self.queue.put(job)
         if job.deadline < self._timer_at:
@@ -140,6 +155,13 @@ class WorkerPool:
             self._pump_due = True
             # In the next turn of the loop: what other connections sent meanwhile travels in the same frame.
             self._clock.call_soon(self._pump)
+
+    def _wake_up(self) -> None:
+        """Starts the first worker, if one comes when it is needed."""
+        self._without_worker_since = None  # from now on it may take as long as if the model were new
+        if not self.scaler.wake_up():
+            raise self.no_worker()
+        self._note_readiness()
 
     def no_worker(self, hint: str = "") -> NoWorker:
         """The error for a request that meets no worker."""
@@ -159,15 +181,22 @@ class WorkerPool:
 
     # -- scaling ------------------------------------------------------------------------------------------------------
 
-    def scale(self, min_workers: int, max_workers: int) -> None:
-        """Starts or stops workers so that their number lies between the bounds. Broken ones are replaced."""
+    def scale(self, min_workers: int, max_workers: int, *, at_first: int = 0) -> None:
+        """Starts or stops workers so that their number lies between the bounds. Broken ones are replaced.
+
+        Args:
+            min_workers: workers to keep.
+            max_workers: upper bound.
+            at_first: workers to have now, as far as the bounds allow.
+        """
         self.min_workers, self.max_workers = min_workers, max_workers
         for worker in [worker for worker in self.workers if worker.state is State.BROKEN]:
             self._remove(worker)
-        while len(self.workers) < min_workers:
+        while len(self.workers) < max(min_workers, min(at_first, max_workers)):
             self._add()
         while len(self.workers) > max_workers:
             self._remove(self.workers[-1])
+        self.scaler.resized()
         self._note_readiness()
 
     async def settle(self) -> None:
@@ -182,7 +211,7 @@ class WorkerPool:
             for future in done:
                 future.result()
 
-    def _add(self) -> None:
+    def _add(self, why: Start = Start.BOUNDS) -> None:
         id_ = self.recipe.next_id()
         worker = Worker(
             id_,
@@ -202,10 +231,14 @@ class WorkerPool:
         self._settled[worker].add_done_callback(lambda future: future.exception())  # nobody needs to ask
         self._keepers[worker] = asyncio.create_task(self._keep(worker), name=worker.spec.name)
         self._keepers[worker].add_done_callback(self._keeper_ended)
+        self.scaler.resized()
+        self._observer.started(self, why)
 
-    def _remove(self, worker: Worker) -> None:
+    def _remove(self, worker: Worker, why: Stop = Stop.BOUNDS) -> None:
         """Lets a worker finish what it has and go."""
         self.workers.remove(worker)
+        self.scaler.resized()
+        self._observer.stopped(self, why)
         worker.stopping = True
         sleeping = worker.state in (State.WAITING, State.BROKEN)  # it has no process and no jobs
         worker.move(Event.DRAIN)
@@ -243,6 +276,7 @@ class WorkerPool:
                 seconds = self._clock.time() - worker.started_at
                 log.info("%s is ready after %.2f s.%s", worker.spec.name, seconds, again)
                 self._observer.loaded(self, worker, seconds)
+                self.scaler.loaded(seconds)
                 self._settle(worker, None)
                 self._note_readiness()
                 reason = await worker.ended()
@@ -255,6 +289,9 @@ class WorkerPool:
             again = "Auto recovery failed again" if recovery.failing else f"{RECOVERING}{time.time() * 1000:.0f}"
             delay = recovery.died() if reason.loaded else recovery.load_failed(self._clock.time())
             worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
+            if (delay is None or not reason.loaded) and self.scaler.lets_go(worker, reason):
+                self._remove(worker, Stop.FAILED)
+                return
             self._settle(worker, self._start_failed(worker, reason))
             self._note_readiness()
             if delay is None:
@@ -266,6 +303,7 @@ class WorkerPool:
             )
             await self._sleep(delay)
             worker.move(Event.RETRY)
+            self._observer.started(self, Start.RESTART)
 
     def _keeper_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -330,6 +368,8 @@ class WorkerPool:
                     worker.feed(share)
         if self.queue:
             self._arm()
+            if self.scaler.may_grow:
+                self.scaler.look()
 
     def _arm(self, deadline: float = math.inf) -> None:
         """Sets the timer for the next batch that falls due or the next deadline that passes.
@@ -350,6 +390,7 @@ class WorkerPool:
         self._timer, self._timer_at = None, math.inf
         self.queue.expire()
         deadline = min((worker.expire() for worker in self._keepers), default=math.inf)
+        deadline = min(deadline, self.scaler.tick())
         if deadline < math.inf:
             self._arm(deadline)
         since = self._without_worker_since
@@ -377,6 +418,8 @@ class WorkerPool:
         if jobs:
             self.queue.put_back(jobs)
             self._arm(min(job.deadline for job in jobs))
+            if not self.workers and self.scaler.on_demand:
+                self._wake_up()
             self._feed()
 
     def _refuse_waiting(self, error: MarinerError) -> None:
@@ -387,9 +430,12 @@ class WorkerPool:
 
     def has_room(self, worker: Worker) -> None:
         """A worker can take more; see :class:`mariner.worker.Owner`."""
-        if self.queue and not self._pump_due:
-            self._pump_due = True
-            self._clock.call_soon(self._pump)
+        if self.queue:
+            if not self._pump_due:
+                self._pump_due = True
+                self._clock.call_soon(self._pump)
+        elif self.scaler.policy.pressed and worker.idle:
+            self.scaler.policy.relieve()
         if worker.state is not State.READY:
             self._note_readiness()
         if self.draining:
@@ -412,6 +458,7 @@ class WorkerPool:
             Whether everything was answered within ``timeout`` seconds; the rest is refused.
         """
         self.draining = True
+        self.scaler.close()
         overdue = self._clock.call_at(self._clock.time() + timeout, self._give_up_draining)
         while self.queue or self.in_flight:
             self._progressed.clear()
@@ -421,7 +468,7 @@ class WorkerPool:
                 await self._progressed.wait()
         in_time = not self._overdue
         for worker in list(self.workers):
-            self._remove(worker)
+            self._remove(worker, Stop.DRAINED)
         while self._keepers:
             self._progressed.clear()
             await self._progressed.wait()

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from mariner.archive.read import Archive
 from mariner.config import Config, MetricsMode
 from mariner.engines import THREAD_VARIABLES, WorkerSpec
+from mariner.memory import Footprint, Room
 from mariner.model_settings import ModelSettings
 from ts.wire import Load
 
-__all__ = ["Recipe", "make_recipe", "worker_environment"]
+__all__ = ["Recipe", "RoomCheck", "make_recipe", "worker_environment"]
+
+RoomCheck = Callable[[int, Sequence[Footprint], Sequence[int | None]], Awaitable[Room]]
 
 _MENTIONS_TORCH = re.compile(rb"torch|transformers")  # whatever else builds on PyTorch is rarely used without its name
 
@@ -33,6 +36,10 @@ class Recipe:
         retry_window: seconds during which loading may fail.
         overlap: most requests that a worker runs side by side; 0 if it runs one batch after the other.
         job_ticket: a request is taken only if a worker is idle.
+        idle_timeout: seconds without work after which a worker above the minimum stops; None if workers come and go
+            by calls alone.
+        room: how many of so many further workers fit into the memory, beside those that are ready and the GPUs of
+            those that load; None if that is not to be asked.
     """
 
     model: str
@@ -45,6 +52,8 @@ class Recipe:
     retry_window: float
     overlap: int = 0
     job_ticket: bool = False
+    idle_timeout: float | None = None
+    room: RoomCheck | None = None
 
 
 def make_recipe(
@@ -60,6 +69,7 @@ def make_recipe(
     next_id: Callable[[], int],
     device: Callable[[int], int | None],
     spare_processors: bool,
+    room: RoomCheck,
 ) -> Recipe:
     """The recipe of a version.
 
@@ -75,6 +85,7 @@ def make_recipe(
         next_id: hands out worker ids.
         device: the GPU of a worker id, None for CPU.
         spare_processors: there are more processors than workers, so that one may be kept awake.
+        room: see :class:`Recipe`.
     """
 
     def load(id_: int) -> Load:
@@ -112,6 +123,8 @@ def make_recipe(
         retry_window=settings.retry_window,
         overlap=settings.overlap,
         job_ticket=settings.job_ticket,
+        idle_timeout=settings.idle_timeout if settings.autoscale else None,
+        room=room,
     )
 
 

@@ -182,6 +182,11 @@ class Worker:
         return self.state is State.READY and not self._batches
 
     @property
+    def idle_since(self) -> float:
+        """For an idle worker: when it gave its last answer, or had loaded."""
+        return self._head_since
+
+    @property
     def fast(self) -> bool:
         """Its batches take so little that larger ones would gain nothing."""
         return 0.0 < self.cost < LOW_WATER
@@ -218,6 +223,7 @@ class Worker:
             raise Death(self._cause(self._ended.result()), loaded=False)
         self._loaded.result()
         if self.state is State.LOADING:
+            self._head_since = self._clock.time()
             self.move(Event.LOADED)
             self._owner.has_room(self)
 

@@ -144,7 +144,8 @@ async def test_02_in_the_call_it_means_none(bench: Bench) -> None:
     [
         pytest.param("minWorkers: 1\nmaxWorkers: 4\n", 2, (1, 4), id="03"),
         pytest.param("minWorkers: 2\n", 1, (1, 1), id="04"),
-        pytest.param("minWorkers: 0\nmaxWorkers: 3\n", 2, (1, 3), id="05"),
+        pytest.param("minWorkers: 0\nmaxWorkers: 3\n", 2, (0, 3), id="05"),  # TorchServe: 1, 3
+        pytest.param("minWorkers: 0\nmaxWorkers: 3\nautoscale: false\n", 2, (1, 3), id="05, off"),
     ],
 )
 async def test_03_04_05_only_a_pair_of_worker_counts_wins_over_the_call(
@@ -436,6 +437,6 @@ async def test_in_debug_mode_there_are_no_time_limits_and_one_worker(bench: Benc
 
 
 async def test_keys_that_do_nothing_yet_are_named(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
-    await bench.describe("autoscale: true\nmaxRequestsPerWorker: 9\n")
-    expected = "Model m: Keys without effect in this version: autoscale, maxRequestsPerWorker."
+    await bench.describe("latencySloMs: 20\nmaxRequestsPerWorker: 9\n")
+    expected = "Model m: Keys without effect in this version: latencySloMs, maxRequestsPerWorker."
     assert expected in warnings(caplog)

@@ -113,7 +113,9 @@ model_metrics:         # of handlers; Hostname is not listed
   left out.
 
 In the tables, `model_version` is the version that the request named, or `default` if it named none; for
-`mariner_queue_depth` it is the version that the requests wait for.
+`mariner_queue_depth` and the metrics of workers it is the version that they belong to. Reasons to start a worker are
+`bounds` (a registration or a call that scales wants it), `waiting_work`, `first_request` and `restart` (its process
+ended); reasons to stop one are `bounds`, `idle`, `failed` (it could not start, and the others suffice) and `drained`.
 """
 
 _REST = """

@@ -105,10 +105,15 @@ class Metrics:
         self._handler_seconds: dict[str, float] = {}  # latest of each model
         self._latest: tuple[float, float, float] | None = None  # latency, queue, handler of the latest inference
         self._queue_depths: Callable[[], Iterable[tuple[str, str, int]]] = lambda: ()
+        self._workers: Callable[[], Iterable[tuple[str, str, int]]] = lambda: ()
 
     def watch_queues(self, depths: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
         """Says whom to ask for queues when the text is wanted: model, version, requests that wait."""
         self._queue_depths = depths
+
+    def watch_workers(self, workers: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
+        """Says whom to ask for workers when the text is wanted: model, version, workers that are ready."""
+        self._workers = workers
 
     def requests_finished(self, status: int) -> None:
         """An HTTP response went out, on any listener."""
@@ -178,6 +183,14 @@ class Metrics:
     def worker_loaded(self, worker_name: str, seconds: float) -> None:
         """A worker (``W-9000-model_1.0``) has its model."""
         self.record("WorkerLoadTime", (worker_name, *self._host), int(seconds * 1e3))
+
+    def worker_started(self, model: str, version: str, reason: str) -> None:
+        """A worker was started."""
+        self._families["mariner_worker_starts_total"].record((model, version, reason), 1)
+
+    def worker_stopped(self, model: str, version: str, reason: str) -> None:
+        """A worker was stopped on purpose."""
+        self._families["mariner_worker_stops_total"].record((model, version, reason), 1)
 
     def worker_sample(
         self,
@@ -299,6 +312,8 @@ class Metrics:
     def _collect(self) -> None:
         waiting: dict[LabelValues, float] = {(model, name): depth for model, name, depth in self._queue_depths()}
         self._families["mariner_queue_depth"].values = waiting
+        ready: dict[LabelValues, float] = {(model, name): count for model, name, count in self._workers()}
+        self._families["mariner_workers"].values = ready
         for name, labels, value in self._totals():
             family = self._families.get(name)
             if family is not None and name not in self._retyped and family.accepts(labels):

@@ -13,6 +13,7 @@ Schema = dict[str, Any]
 ANYTHING: Schema = {}
 TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
+NUMBER: Schema = {"type": "number"}
 BINARY: Schema = {"type": "string", "format": "binary"}
 
 
@@ -130,6 +131,23 @@ SCHEMAS: dict[str, Schema] = {
                 }
             ),
             "state": text("Whether its workers, together, can answer.", enum=_READINESS),
+            "autoscaling": record(
+                {
+                    "enabled": flag("Workers come and go between the bounds by themselves."),
+                    "workerIdleTimeoutSec": {
+                        **NUMBER,
+                        "description": "Seconds without work after which a worker above minWorkers stops.",
+                    },
+                    "lastDecision": record(
+                        {
+                            "time": text("When it was taken.", format="date-time"),
+                            "decision": text("What was done, or could not be, for people."),
+                            "reason": text("Why, for people."),
+                        }
+                    ),
+                },
+                optional=("lastDecision",),
+            ),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
         },
         optional=("deviceIds", "customizedMetadata"),
