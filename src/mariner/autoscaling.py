@@ -20,6 +20,7 @@ pool is at its maximum within a second and the time to load."""
 
 NO_ROOM_PAUSE = 5.0  # seconds before memory is measured again after another worker did not fit
 FIRST_PAUSE, LONGEST_PAUSE = 5.0, 300.0  # seconds after failed starts in a row, doubled each time
+LEAST_PATIENCE = 0.1  # seconds; a worker that stops between two requests of one client helps nobody
 STOPS_PER_TIMEOUT = 10  # surplus workers go at this rate, so that a load that comes back still finds some
 
 
@@ -166,9 +167,10 @@ class ScalingPolicy:
         self._not_before = now + self._pause
         return self._pause
 
-    def no_room(self, now: float) -> None:
-        """Another worker does not fit into the memory."""
+    def no_room(self, now: float) -> float:
+        """Another worker does not fit into the memory; returns for how many seconds there will be no other try."""
         self._not_before = now + NO_ROOM_PAUSE
+        return NO_ROOM_PAUSE
 
     # -- fewer --------------------------------------------------------------------------------------------------------
 
@@ -178,7 +180,7 @@ class ScalingPolicy:
 
         So a load that comes and goes costs at most twice the time that it must.
         """
-        return max(self.idle_timeout, self.start_seconds)
+        return max(self.idle_timeout, self.start_seconds, LEAST_PATIENCE)
 
     def shrink(self, now: float, idle: Sequence[Idle | None], surplus: int) -> tuple[int | None, float]:
         """Which worker to stop, if any, and when to ask again.

@@ -5,7 +5,6 @@ Blocks for milliseconds: meant for threads.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -76,12 +75,15 @@ def _left_in_groups(cgroups: Path, membership: Path) -> Iterator[int]:
             limit = _number(place / "memory.max") or _number(place / "memory.limit_in_bytes")
             used = _number(place / "memory.current") or _number(place / "memory.usage_in_bytes")
             if limit is not None and limit < UNLIMITED and used is not None:
-                droppable = re.search(
-                    r"^(?:total_)?inactive_file (\d+)", read_text(place / "memory.stat"), re.MULTILINE
-                )
-                yield max(0, limit - used + (int(droppable[1]) if droppable else 0))
+                yield max(0, limit - used + _droppable(place / "memory.stat"))
             if place == root:
                 break
+
+
+def _droppable(stat: Path) -> int:
+    """Bytes of files that nobody has used for long, as Kubernetes counts; version 1 has a row for the groups below."""
+    rows = dict(line.partition(" ")[::2] for line in read_text(stat).splitlines())
+    return int(rows.get("total_inactive_file") or rows.get("inactive_file") or 0)
 
 
 def _number(path: Path) -> int | None:

@@ -52,12 +52,14 @@ class Registered:
         version: its version.
         workers: workers that were started.
         ready: all of them are ready; False if the call did not wait for them.
+        on_demand: the first request starts a worker.
     """
 
     name: str
     version: str
     workers: int
     ready: bool
+    on_demand: bool = False
 
 
 class ModelServer:
@@ -204,7 +206,8 @@ class ModelServer:
                 await self._remove(version)
                 self.changed()
                 raise
-        return Registered(version.name, version.version, workers, ready=not workers or synchronous)
+        on_demand = version.pool.scaler.on_demand
+        return Registered(version.name, version.version, workers, not workers or synchronous, on_demand)
 
     async def load_initial_models(self, specs: Sequence[str]) -> None:
         """Registers the models the server starts with; one that fails does not stop the others.

@@ -158,9 +158,9 @@ class WorkerPool:
 
     def _wake_up(self) -> None:
         """Starts the first worker, if one comes when it is needed."""
-        self._without_worker_since = None  # from now on it may take as long as if the model were new
         if not self.scaler.wake_up():
             raise self.no_worker()
+        self._without_worker_since = None  # it may take as long from now on as if the model were new
         self._note_readiness()
 
     def no_worker(self, hint: str = "") -> NoWorker:

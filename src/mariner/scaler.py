@@ -170,9 +170,10 @@ class Scaler:
             self._start(Start.WAITING_WORK)
 
     def _say_cramped(self, missing: int, room: Room) -> None:
-        self.policy.no_room(self._clock.time())
+        now = self._clock.time()
+        self._wake(now + self.policy.no_room(now))
         text = f"{missing} wanted worker{'s' * (missing > 1)} not started"
-        self.latest = Decision(self._clock.time(), text, room.reason)
+        self.latest = Decision(now, text, room.reason)
         if not self._cramped:
             self._cramped = True
             log.warning("%s: %s: %s.", self._title, text, room.reason)
@@ -187,9 +188,11 @@ class Scaler:
         pool = self._pool
         if not self.enabled or len(pool.workers) <= max(1, pool.min_workers):
             return False
-        pause = self.policy.failed(self._clock.time())
+        now = self._clock.time()
+        pause = self.policy.failed(now)
+        self._wake(now + pause)
         text = f"{worker.spec.name} was given up"
-        self.latest = Decision(self._clock.time(), text, str(why))
+        self.latest = Decision(now, text, str(why))
         log.warning("%s: %s: %s. The next try is not before %g s.", self._title, text, why, pause)
         return True
 
@@ -200,12 +203,14 @@ class Scaler:
         pool = self._pool
         if not self.enabled or pool.draining or len(pool.workers) <= pool.min_workers:
             return math.inf
+        now = self._clock.time()
+        if pool.queue:
+            return now + self.policy.patience  # who is idle now will have work in a moment
         devices = Counter(worker.load.gpu_id for worker in pool.workers)
         idle = [
             Idle(worker.idle_since, devices[worker.load.gpu_id]) if worker.idle else None for worker in pool.workers
         ]
         ready = sum(worker.state is State.READY for worker in pool.workers)
-        now = self._clock.time()
         index, look_at = self.policy.shrink(now, idle, ready - pool.min_workers)
         if index is not None:
             worker = pool.workers[index]
@@ -229,6 +234,6 @@ class Scaler:
         pool = self._pool
         self.latest = Decision(self._clock.time(), text, reason)
         log.info(
-            "%s: %s, %d of %d to %d: %s.",
+            "%s: %s, %d in all (%d to %d): %s.",
             *(self._title, text, len(pool.workers) + change, pool.min_workers, pool.max_workers, reason),
         )

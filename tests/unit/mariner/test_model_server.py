@@ -27,6 +27,7 @@ from mariner.errors import (
     WorkerStartFailed,
 )
 from mariner.jobs import Part, Request
+from mariner.lifecycle import State
 from mariner.metrics import Metrics
 from mariner.model_server import ModelServer
 from mariner.model_settings import RegisterOptions
@@ -134,6 +135,36 @@ async def test_a_model_that_cannot_load_is_not_left_behind(scene: Scene, tmp_pat
     assert "nowhere" in failure.value.hint
     assert scene.server.list_models() == []
     assert list((tmp_path / "unpacked" / "models").iterdir()) == []
+
+
+async def test_a_model_that_is_loaded_on_demand_is_healthy_until_it_cannot_be_loaded(scene: Scene) -> None:
+    registered = await scene.server.register("echo", RegisterOptions(worker_bounds=(0, 2)))
+    assert (registered.workers, registered.ready, registered.on_demand) == (0, True, True)
+    assert scene.server.healthy()
+    assert scene.server.serves("echo", None)
+    assert await scene.predict(b"awake") == b"awake"
+    (description,) = await scene.server.describe("echo", None)
+    assert description["state"] == "ready"
+    latest = description["autoscaling"].pop("lastDecision")
+    assert description["autoscaling"] == {"enabled": True, "workerIdleTimeoutSec": 60.0}
+    assert (latest["decision"], latest["reason"]) == ("1 worker", "a request came and there was none")
+    (version,) = scene.server.registry
+    (worker,) = version.pool.workers
+    worker.state = State.BROKEN
+    assert not scene.server.healthy()
+    assert not scene.server.serves("echo", None)
+
+
+async def test_why_workers_came_and_went_is_counted(scene: Scene) -> None:
+    await scene.server.register("echo", RegisterOptions(worker_bounds=(2, 2)))
+    await scene.server.scale("echo", None, 1, 1, synchronous=True)
+    text = scene.server.metrics.expose(["mariner_workers", "mariner_worker_starts_total", "mariner_worker_stops_total"])
+    labels = 'model_name="echo",model_version="1.0",'
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [
+        f"mariner_workers{{{labels}}} 1.0",
+        f'mariner_worker_starts_total{{{labels}reason="bounds",}} 2.0',
+        f'mariner_worker_stops_total{{{labels}reason="bounds",}} 1.0',
+    ]
 
 
 async def test_an_asynchronous_registration_does_not_wait(scene: Scene) -> None:
