@@ -378,7 +378,7 @@ class WorkerPool:
             deadline: of a job that need not be in the queue any more.
         """
         wake_at = min(self.queue.wake_at(), deadline)
-        if self._without_worker_since is not None:
+        if self.queue and self._without_worker_since is not None:
             wake_at = min(wake_at, self._without_worker_since + self.recipe.response_timeout)
         if wake_at >= self._timer_at:
             return

@@ -128,11 +128,12 @@ async def test_waiting_work_gets_workers_up_to_the_maximum(caplog: pytest.LogCap
 async def test_what_the_workers_clear_soon_starts_none() -> None:
     s = Scene()
     await s.started(1, 4)
-    s.put(2)
-    await settle()
-    await s.clock.advance(0.3)
-    await s.answer()
-    await s.clock.advance(5.0)
+    for _ in range(3):  # the second is a new story, not the first going on
+        s.put(2)
+        await settle()
+        await s.clock.advance(0.3)
+        await s.answer()
+        await s.clock.advance(5.0)
     assert s.states() == ["ready"]
 
 
@@ -175,6 +176,18 @@ async def test_surplus_workers_stop_after_the_idle_timeout_the_youngest_first() 
     assert s.observer.reasons[-3:] == [Stop.IDLE] * 3
 
 
+async def test_a_worker_that_never_had_work_is_idle_since_it_has_loaded() -> None:
+    s = Scene()
+    s.pool.scale(1, 3, at_first=2)
+    await s.load()
+    await s.clock.advance(58.0)
+    s.pool.scale(1, 3, at_first=3)
+    await s.load()
+    assert len(s.pool.workers) == 3
+    await s.clock.advance(1.0)
+    assert [worker.id for worker in s.pool.workers] == [9000, 9002]
+
+
 async def test_a_worker_that_works_is_not_idle() -> None:
     s = Scene()
     await s.started(1, 2)
@@ -204,12 +217,27 @@ async def test_a_worker_is_not_stopped_while_the_one_that_must_stay_is_dead() ->
     s.put(10)
     await s.load()
     await s.answer()
-    for _ in range(2):  # the first death is forgiven at once, after the second it waits
-        process = s.engine.processes[0] if len(s.engine.processes) == 2 else s.engine.processes[-1]
-        process.die(1)
-        await settle()
-    await s.clock.advance(30.0)
-    assert "ready" in s.states()
+    s.engine.processes[0].die(1)
+    await s.clock.advance(10.0)
+    assert s.states() == ["loading", "ready"]
+    s.starting[0].loaded()
+    await s.clock.advance(20.0)
+    assert s.states() == ["ready"]
+
+
+async def test_a_worker_does_not_stop_when_a_request_has_just_come() -> None:
+    s = Scene()
+    s.pool.scale(0, 1)
+    s.put()
+    await s.load()
+    await s.answer()
+    s.clock.set(s.clock.time() + 60.0)
+    s.put()
+    s.pool._wake()  # before the request is handed to the worker
+    assert s.states() == ["ready"]
+    await settle()
+    await s.answer()
+    assert len(s.outcomes) == 2
 
 
 async def test_from_zero_the_first_request_waits_for_a_worker() -> None:
@@ -290,6 +318,17 @@ async def test_a_surplus_worker_that_cannot_load_is_given_up_and_not_tried_again
     assert s.observer.reasons == [Start.BOUNDS, Start.WAITING_WORK, Stop.FAILED, Start.WAITING_WORK]
 
 
+async def test_a_surplus_worker_whose_process_cannot_be_created_is_tried_again_later() -> None:
+    s = Scene()
+    await s.started(1, 2)
+    s.engine.fails = OSError("too many processes")
+    s.put(10)
+    await settle()
+    assert s.states() == ["ready"]
+    await s.clock.advance(5.0)
+    assert s.states() == ["ready", "loading"]
+
+
 async def test_a_failed_surplus_worker_fails_no_call_that_scales() -> None:
     s = Scene()
     await s.started(1, 2)
@@ -360,6 +399,24 @@ async def test_a_pool_that_drains_does_not_grow() -> None:
     assert not s.pool.scaler.may_grow
     await draining
     assert len(s.engine.processes) == 1
+
+
+async def test_a_pool_whose_bounds_are_lowered_while_memory_is_measured_does_not_grow() -> None:
+    measured = asyncio.Event()
+
+    async def room(wanted: int, ready: Sequence[Footprint], coming: Sequence[int | None]) -> Room:
+        await measured.wait()
+        return Room(wanted)
+
+    s = Scene(room=room)
+    await s.started(1, 4)
+    s.put(10)
+    await settle()
+    s.pool.scale(1, 1)
+    measured.set()
+    await settle()
+    assert s.states() == ["ready"]
+    assert s.pool.scaler.latest is None
 
 
 async def test_a_pool_that_drains_while_memory_is_measured_does_not_grow() -> None:
