@@ -394,11 +394,11 @@ class ModelServer:
         await self._loader.install(new, cancelled=lambda: self.draining)
         self._require_open()
         told = old.pool.min_workers, old.pool.max_workers
-        now = len(old.pool.workers)  # the load that made them so many goes on
         if told == (old.settings.min_workers, old.settings.max_workers):  # nobody has scaled it since
-            new.pool.scale(new.settings.min_workers, new.settings.max_workers, at_first=now)
+            new.pool.scale(new.settings.min_workers, new.settings.max_workers)
         else:
-            new.pool.scale(*told, at_first=now)
+            new.pool.scale(*told)
+        new.pool.scaler.start_with(len(old.pool.workers))  # the load that made them so many goes on
         await new.pool.settle()
         self._require_open()
         self.registry.replace(old, new)

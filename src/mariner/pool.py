@@ -139,7 +139,7 @@ class WorkerPool:
         if self.draining:
             raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
         if not self.workers:
-            self._wake_up()
+            self.scaler.wake_up()
         elif self._without_worker_since is not None and self.broken:
             raise self._broken_error()
         elif self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
@@ -155,13 +155,6 @@ class WorkerPool:
             self._pump_due = True
             # In the next turn of the loop: what other connections sent meanwhile travels in the same frame.
             self._clock.call_soon(self._pump)
-
-    def _wake_up(self) -> None:
-        """Starts the first worker, if one comes when it is needed."""
-        if not self.scaler.wake_up():
-            raise self.no_worker()
-        self._without_worker_since = None  # it may take as long from now on as if the model were new
-        self._note_readiness()
 
     def no_worker(self, hint: str = "") -> NoWorker:
         """The error for a request that meets no worker."""
@@ -181,18 +174,12 @@ class WorkerPool:
 
     # -- scaling ------------------------------------------------------------------------------------------------------
 
-    def scale(self, min_workers: int, max_workers: int, *, at_first: int = 0) -> None:
-        """Starts or stops workers so that their number lies between the bounds. Broken ones are replaced.
-
-        Args:
-            min_workers: workers to keep.
-            max_workers: upper bound.
-            at_first: workers to have now, as far as the bounds allow.
-        """
+    def scale(self, min_workers: int, max_workers: int) -> None:
+        """Starts or stops workers so that their number lies between the bounds. Broken ones are replaced."""
         self.min_workers, self.max_workers = min_workers, max_workers
         for worker in [worker for worker in self.workers if worker.state is State.BROKEN]:
             self._remove(worker)
-        while len(self.workers) < max(min_workers, min(at_first, max_workers)):
+        while len(self.workers) < min_workers:
             self._add()
         while len(self.workers) > max_workers:
             self._remove(self.workers[-1])
@@ -212,6 +199,8 @@ class WorkerPool:
                 future.result()
 
     def _add(self, why: Start = Start.BOUNDS) -> None:
+        if not self.workers:
+            self._without_worker_since = self._clock.time()  # who waits now waits for this one
         id_ = self.recipe.next_id()
         worker = Worker(
             id_,
@@ -419,7 +408,7 @@ class WorkerPool:
             self.queue.put_back(jobs)
             self._arm(min(job.deadline for job in jobs))
             if not self.workers and self.scaler.on_demand:
-                self._wake_up()
+                self.scaler.wake_up()
             self._feed()
 
     def _refuse_waiting(self, error: MarinerError) -> None:

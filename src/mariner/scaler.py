@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 
 from mariner.autoscaling import MAX_WORKERS, Demand, Idle, ScalingPolicy, Start, Stop
 from mariner.batching import JobQueue
+from mariner.errors import NoWorker
 from mariner.lifecycle import State
 from mariner.memory import Footprint, Room
 from mariner.recipe import Recipe
@@ -32,6 +33,9 @@ class Pool(Protocol):
     min_workers: int
     max_workers: int
     draining: bool
+
+    def no_worker(self) -> NoWorker:
+        """The error for a request that meets no worker."""
 
 
 class Decision(NamedTuple):
@@ -102,13 +106,21 @@ class Scaler:
 
     # -- more ---------------------------------------------------------------------------------------------------------
 
-    def wake_up(self) -> bool:
-        """Starts the first worker, for a request that has come; whether that is allowed."""
+    def wake_up(self) -> None:
+        """Starts the first worker, for a request that has come.
+
+        Raises:
+            NoWorker: the version does not do that.
+        """
         if not self.may_grow:
-            return False
+            raise self._pool.no_worker()
         self._note("1 worker", "a request came and there was none")
         self._start(Start.FIRST_REQUEST)
-        return True
+
+    def start_with(self, count: int) -> None:
+        """Has so many workers now, as far as the bounds allow, as the pool had whose place this one takes."""
+        while len(self._pool.workers) < min(count, self._pool.max_workers):
+            self._start(Start.BOUNDS)
 
     def look(self) -> None:
         """Asks whether what waits needs more workers. For a pool that may grow, while its workers have no room."""

@@ -210,7 +210,7 @@ async def test_a_version_that_has_grown_is_replaced_by_as_many_workers(scene: Sc
     pack(scene.store / "echo.mar", config="minWorkers: 1\nmaxWorkers: 4\n")
     await scene.server.register("echo.mar")
     (old,) = scene.server.registry
-    old.pool.scale(1, 4, at_first=3)
+    old.pool.scaler.start_with(3)
     pack(scene.store / "echo.mar", config="minWorkers: 1\nmaxWorkers: 2\n")
     await scene.server.reload()
     (new,) = scene.server.registry

@@ -178,10 +178,12 @@ async def test_surplus_workers_stop_after_the_idle_timeout_the_youngest_first() 
 
 async def test_a_worker_that_never_had_work_is_idle_since_it_has_loaded() -> None:
     s = Scene()
-    s.pool.scale(1, 3, at_first=2)
+    s.pool.scale(1, 3)
+    s.pool.scaler.start_with(2)
     await s.load()
     await s.clock.advance(58.0)
-    s.pool.scale(1, 3, at_first=3)
+    s.pool.scale(1, 3)
+    s.pool.scaler.start_with(3)
     await s.load()
     assert len(s.pool.workers) == 3
     await s.clock.advance(1.0)
@@ -450,9 +452,11 @@ async def test_workers_leave_the_device_that_has_the_most() -> None:
 
 async def test_a_pool_in_place_of_another_starts_with_as_many_workers() -> None:
     s = Scene()
-    s.pool.scale(1, 4, at_first=3)
+    s.pool.scale(1, 4)
+    s.pool.scaler.start_with(3)
     assert len(s.pool.workers) == 3
-    s.pool.scale(1, 2, at_first=3)
+    s.pool.scale(1, 2)
+    s.pool.scaler.start_with(3)
     assert len(s.pool.workers) == 2
 
 
