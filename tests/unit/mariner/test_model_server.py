@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mariner.config import Config, MetricsMode
-from mariner.devices import Accelerators, Vendor
+from mariner.devices import Accelerators, Vendor, threads_per_worker
 from mariner.errors import (
     BadRequest,
     Conflict,
@@ -28,6 +28,7 @@ from mariner.errors import (
 )
 from mariner.jobs import Part, Request
 from mariner.lifecycle import State
+from mariner.memory import Footprint, Room
 from mariner.metrics import Metrics
 from mariner.model_server import ModelServer
 from mariner.model_settings import RegisterOptions
@@ -153,6 +154,42 @@ async def test_a_model_that_is_loaded_on_demand_is_healthy_until_it_cannot_be_lo
     worker.state = State.BROKEN
     assert not scene.server.healthy()
     assert not scene.server.serves("echo", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "gpus"),
+    [("minWorkers: 1\nmaxWorkers: 3\n", [1, 0], ("GPU-a", "GPU-b")), ("deviceType: cpu\n", [None, None], ())],
+)
+async def test_memory_is_looked_for_on_the_gpus_that_the_next_workers_would_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, devices: list[int | None], gpus: tuple[str, ...]
+) -> None:
+    measured = []
+
+    def measure(wanted: list[int | None], **known: Any) -> Room:
+        measured.append((wanted, known))
+        return Room(1, "it is full")
+
+    monkeypatch.setattr("mariner.loading.measure_room", measure)
+    scene = Scene(tmp_path, accelerators=Accelerators(Vendor.NVIDIA, ("GPU-a", "GPU-b")))
+    scene.add("echo", config=config)
+    await scene.server.register("echo", ONE)
+    (version,) = scene.server.registry
+    assert version.pool.recipe.room is not None
+    ready = [Footprint(5, 0)]
+    assert await version.pool.recipe.room(2, ready, []) == Room(1, "it is full")
+    assert measured == [(devices, {"ready": ready, "coming": [], "gpus": gpus})]
+
+
+async def test_a_range_of_workers_shares_the_processors_as_if_all_were_there(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environments = []
+    for autoscale in ("true", "false"):
+        scene.add(autoscale, config=f"minWorkers: 1\nmaxWorkers: 1000\nautoscale: {autoscale}\n")
+        await scene.server.register(autoscale)
+        environments.append(scene.engine.processes[-1].spec.environment["OMP_NUM_THREADS"])
+    assert environments == ["1", str(threads_per_worker(1))]
 
 
 async def test_why_workers_came_and_went_is_counted(scene: Scene) -> None:
