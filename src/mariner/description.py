@@ -71,7 +71,7 @@ def describe_version(
             "pendingRequests": pool.waiting,
         },
         "state": pool.readiness.value,  # ours, as below
-        "autoscaling": _describe_scaling(version, clock),
+        **({"autoscaling": _describe_scaling(version, clock)} if pool.min_workers < pool.max_workers else {}),
     }
 
 

@@ -261,7 +261,7 @@ async def test_the_description_has_every_key_of_the_contract_in_order(scene: Sce
         "responseTimeout", "startupTimeout", "maxRetryTimeoutInSec", "clientTimeoutInMills", "parallelType",
         "parallelLevel", "deviceType", "continuousBatching", "useJobTicket", "useVenv", "stateful",
         "sequenceMaxIdleMSec", "sequenceTimeoutMSec", "maxNumSequence", "maxSequenceJobQueueSize", "loadedAtStartup",
-        "workers", "jobQueueStatus", "state", "autoscaling",
+        "workers", "jobQueueStatus", "state",
     ]  # fmt: skip
     (worker,) = description["workers"]
     assert worker["status"] == "READY"

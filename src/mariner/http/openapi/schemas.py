@@ -147,10 +147,11 @@ SCHEMAS: dict[str, Schema] = {
                     ),
                 },
                 optional=("lastDecision",),
+                description="What a version with a range of workers does by itself.",
             ),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
         },
-        optional=("deviceIds", "customizedMetadata"),
+        optional=("deviceIds", "autoscaling", "customizedMetadata"),
     ),
     "Worker": record(
         {
