@@ -222,6 +222,7 @@ async def test_a_worker_is_not_stopped_while_the_one_that_must_stay_is_dead() ->
     s.engine.processes[0].die(1)
     await s.clock.advance(10.0)
     assert s.states() == ["loading", "ready"]
+    assert s.observer.reasons[-1] is Start.RESTART
     s.starting[0].loaded()
     await s.clock.advance(20.0)
     assert s.states() == ["ready"]
