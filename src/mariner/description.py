@@ -80,16 +80,15 @@ def describe_version(
         "state": pool.readiness.value,  # ours, as below
         **({"brokenReason": pool.last_death.summary} if pool.broken and pool.last_death else {}),
         **({"deaths": [describe_death(death, brief=True) for death in deaths[:DEATHS_SHOWN]]} if deaths else {}),
+        **({"autoscaling": _describe_scaling(version, clock)} if pool.min_workers < pool.max_workers else {}),
     }
 
 
 def _describe_worker(worker: Worker, clock: Clock, gpu_usage: Mapping[int, str]) -> dict[str, Any]:
     gpu = worker.load.gpu_id
-    # The clock counts from an unknown moment: its distance from now is what can be told.
-    started = datetime.fromtimestamp(datetime.now(UTC).timestamp() - (clock.time() - worker.started_at), UTC)
     return {
         "id": str(worker.id),
-        "startTime": started.strftime("%Y-%m-%dT%H:%M:%S.") + f"{started.microsecond // 1000:03d}Z",
+        "startTime": _moment(worker.started_at, clock),
         "status": "READY" if worker.state is State.READY else "UNLOADING",
         "memoryUsage": resident_memory(worker.pid),
         "pid": worker.pid,
@@ -97,6 +96,26 @@ def _describe_worker(worker: Worker, clock: Clock, gpu_usage: Mapping[int, str])
         "gpuUsage": "N/A" if gpu is None else gpu_usage.get(gpu, f"gpuId::{gpu}"),
         "state": worker.state.value,  # ours: TorchServe's status knows only two
     }
+
+
+def _describe_scaling(version: ModelVersion, clock: Clock) -> dict[str, Any]:
+    scaler = version.pool.scaler
+    latest = scaler.latest
+    return {
+        "enabled": scaler.enabled,
+        "workerIdleTimeoutSec": version.settings.idle_timeout,
+        **(
+            {"lastDecision": {"time": _moment(latest.at, clock), "decision": latest.text, "reason": latest.reason}}
+            if latest
+            else {}
+        ),
+    }
+
+
+def _moment(at: float, clock: Clock) -> str:
+    # The clock counts from an unknown moment: its distance from now is what can be told.
+    then = datetime.fromtimestamp(datetime.now(UTC).timestamp() - (clock.time() - at), UTC)
+    return then.strftime("%Y-%m-%dT%H:%M:%S.") + f"{then.microsecond // 1000:03d}Z"
 
 
 async def ask_for_metadata(version: ModelVersion, clock: Clock) -> dict[str, Any]:

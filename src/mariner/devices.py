@@ -17,11 +17,15 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 import psutil
+
+from mariner.control_groups import CGROUPS, MEMBERSHIP, control_groups, read_text
 
 __all__ = [
     "Accelerators",
@@ -29,8 +33,8 @@ __all__ = [
     "DeviceAssigner",
     "Reading",
     "Vendor",
-    "control_groups",
     "cpu_quota",
+    "each_gpu",
     "read_gpu_usage",
     "read_system",
     "threads_per_worker",
@@ -40,11 +44,8 @@ logger = logging.getLogger(__name__)
 
 # -- processors ------------------------------------------------------------------------------------------------------
 
-_CGROUPS = Path("/sys/fs/cgroup")
-_MEMBERSHIP = Path("/proc/self/cgroup")
 
-
-def cpu_quota(*, cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP, cpus: int | None = None) -> float:
+def cpu_quota(*, cgroups: Path = CGROUPS, membership: Path = MEMBERSHIP, cpus: int | None = None) -> float:
     """Processors this process may keep busy: those it may run on, less what its control group takes away.
 
     Args:
@@ -77,33 +78,12 @@ def _cpu_limits(cgroups: Path, membership: Path) -> Iterator[tuple[Path, float]]
     for group, root in control_groups("cpu", cgroups, membership):
         for place in (group, *group.parents):
             limit = _parse_quota(
-                _read(place / "cpu.max") or f"{_read(place / 'cpu.cfs_quota_us')} {_read(place / 'cpu.cfs_period_us')}"
+                read_text(place / "cpu.max")
+                or f"{read_text(place / 'cpu.cfs_quota_us')} {read_text(place / 'cpu.cfs_period_us')}"
             )
             if limit is not None:
                 yield place, limit
             if place == root:
-                break
-
-
-def control_groups(
-    controller: str, cgroups: Path = _CGROUPS, membership: Path = _MEMBERSHIP
-) -> Iterator[tuple[Path, Path]]:
-    """This process's group and the root of its hierarchy, for version 2 and, where mounted, version 1.
-
-    Args:
-        controller: of version 1, such as ``cpu``.
-        cgroups: where control groups are mounted.
-        membership: the file that names this process's groups.
-    """
-    for line in _read(membership).splitlines():
-        _, controllers, path = [*line.split(":", 2), "", ""][:3]
-        if controllers and controller not in controllers.split(","):
-            continue
-        for root in (cgroups / controllers, cgroups / controller) if controllers else (cgroups, cgroups / "unified"):
-            if root.is_dir():
-                # Inside a container the path may be the host's while the mount is the container's: then the root
-                # itself is the group, and the missing directories below it say nothing.
-                yield root / path.lstrip("/"), root
                 break
 
 
@@ -116,13 +96,6 @@ def _parse_quota(text: str) -> float | None:
     return quota / period if quota > 0 and period > 0 else None
 
 
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
-    except OSError:
-        return ""
-
-
 class CpuMeter:
     """Share of the available processor time in use, in percent, since the previous reading.
 
@@ -132,8 +105,8 @@ class CpuMeter:
     def __init__(
         self,
         *,
-        cgroups: Path = _CGROUPS,
-        membership: Path = _MEMBERSHIP,
+        cgroups: Path = CGROUPS,
+        membership: Path = MEMBERSHIP,
         cpus: int | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
@@ -163,9 +136,9 @@ class CpuMeter:
     def _used_by_group(self) -> float | None:
         if self._group is None:
             return None
-        if match := re.search(r"^usage_usec (\d+)", _read(self._group / "cpu.stat"), re.MULTILINE):
+        if match := re.search(r"^usage_usec (\d+)", read_text(self._group / "cpu.stat"), re.MULTILINE):
             return int(match[1]) / 1e6
-        nanoseconds = _read(self._group / "cpuacct.usage")
+        nanoseconds = read_text(self._group / "cpuacct.usage")
         return int(nanoseconds) / 1e9 if nanoseconds.isdigit() else None
 
 
@@ -369,13 +342,25 @@ class DeviceAssigner:
         """
         choice = self._choice(device_ids)
         turns = self._own.setdefault(model, Counter()) if choice else self._workers
-        device = min(choice or range(self.count), key=lambda device: turns[device], default=None)
+        device = _least_used(choice or range(self.count), turns)
         if device is None:
             return None
         self._workers[device] += 1
         if turns is not self._workers:
             turns[device] += 1
         return device
+
+    def foresee(self, model: Hashable, device_ids: Sequence[int] | None, count: int) -> list[int | None]:
+        """The devices that the next new workers of a model would get."""
+        choice = self._choice(device_ids)
+        turns = Counter(self._own.get(model, Counter()) if choice else self._workers)
+        devices = []
+        for _ in range(count):
+            device = _least_used(choice or range(self.count), turns)
+            devices.append(device)
+            if device is not None:
+                turns[device] += 1
+        return devices
 
     def release(self, model: Hashable, device: int | None) -> None:
         """A worker is gone for good."""
@@ -392,6 +377,10 @@ class DeviceAssigner:
         """The devices a model names, if all of them exist."""
         chosen = tuple(dict.fromkeys(device_ids or ()))
         return chosen if all(0 <= device < self.count for device in chosen) else ()
+
+
+def _least_used(devices: Sequence[int], workers: Mapping[int, int]) -> int | None:
+    return min(devices, key=lambda device: workers[device], default=None)
 
 
 # -- how busy it is --------------------------------------------------------------------------------------------------
@@ -439,6 +428,24 @@ def read_gpu_usage(gpus: Sequence[str]) -> dict[int, str]:
 
 
 def _read_gpus(gpus: Sequence[str]) -> Iterator[Reading]:
+    for position, nvml, handle in each_gpu(gpus):
+        device = (str(position),)
+        try:
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            yield "GPUMemoryUsed", device, memory.used / 2**20
+            rates = nvml.nvmlDeviceGetUtilizationRates(handle)  # a MIG slice has none
+            yield "GPUMemoryUtilization", device, rates.memory
+            yield "GPUUtilization", device, rates.gpu
+        except nvml.NVMLError as error:
+            logger.debug("No metrics of GPU %s: %s", gpus[position], error)
+
+
+def each_gpu(gpus: Sequence[str]) -> Iterator[tuple[int, Any, Any]]:
+    """Position, NVML and NVML's handle of each NVIDIA GPU that it knows, while it is open.
+
+    Args:
+        gpus: as for :func:`read_system`.
+    """
     if not gpus:
         return
     try:
@@ -448,20 +455,13 @@ def _read_gpus(gpus: Sequence[str]) -> Iterator[Reading]:
     try:
         nvml.nvmlInit()
     except nvml.NVMLError as error:
-        logger.debug("No GPU metrics: %s", error)
+        logger.debug("NVML cannot be used: %s", error)
         return
     try:
         for position, gpu in enumerate(gpus):
-            device = (str(position),)
-            try:
+            with suppress(nvml.NVMLError):  # it does not know this one
                 by_index = gpu.isdigit()
                 handle = nvml.nvmlDeviceGetHandleByIndex(int(gpu)) if by_index else nvml.nvmlDeviceGetHandleByUUID(gpu)
-                memory = nvml.nvmlDeviceGetMemoryInfo(handle)
-                yield "GPUMemoryUsed", device, memory.used / 2**20
-                rates = nvml.nvmlDeviceGetUtilizationRates(handle)  # a MIG slice has none
-                yield "GPUMemoryUtilization", device, rates.memory
-                yield "GPUUtilization", device, rates.gpu
-            except nvml.NVMLError as error:
-                logger.debug("No metrics of GPU %s: %s", gpu, error)
+                yield position, nvml, handle
     finally:
         nvml.nvmlShutdown()

@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,13 +16,15 @@ from mariner.archive.manifest import Runtime
 from mariner.archive.model_config import ModelConfig
 from mariner.archive.read import Archive, derive_model_name, open_archive
 from mariner.archive.s3 import sign_get
+from mariner.autoscaling import MAX_WORKERS, Start, Stop
 from mariner.batching import make_queue
 from mariner.config import Config
 from mariner.deaths import DeathCertificate, DeathRegister
-from mariner.devices import Accelerators, DeviceAssigner, cpu_quota, threads_per_worker
+from mariner.devices import Accelerators, DeviceAssigner, Vendor, cpu_quota, threads_per_worker
 from mariner.engines import Engine
 from mariner.errors import BadRequest, InvalidArchive
 from mariner.jobs import Job, Reply, Sample
+from mariner.memory import Footprint, Room, measure_room
 from mariner.metrics import Metrics
 from mariner.model_settings import SCALED, Choice, Explained, ModelSettings, RegisterOptions, choose, explain, resolve
 from mariner.pool import PoolObserver, WorkerPool
@@ -34,8 +36,6 @@ from mariner.worker import Clock, Worker
 __all__ = ["MAX_WORKERS", "ModelLoader"]
 
 log = logging.getLogger(__name__)
-
-MAX_WORKERS = 1024  # of one version; a typing error must not start a process for each of its digits
 
 
 class ModelLoader:
@@ -126,7 +126,8 @@ class ModelLoader:
             preset=preset,
             automatic_workers=max(1, self._accelerators.count) if at_startup else None,
         )
-        workers = max(settings.min_workers, 1)
+        # They share the processors also when they are as many as they may become.
+        workers = max(settings.max_workers if settings.autoscale else settings.min_workers, 1)
         if settings.min_workers > MAX_WORKERS:
             raise BadRequest(
                 f"Model {name} asks for {settings.min_workers} workers; at most {MAX_WORKERS} are started."
@@ -144,6 +145,7 @@ class ModelLoader:
             next_id=self._next_worker,
             device=lambda _: self._device_for(f"{name}/{manifest.model_version}", yaml),
             spare_processors=cpu_quota() > workers,
+            room=partial(self._room, f"{name}/{manifest.model_version}", yaml),
         )
         queue = make_queue(
             settings.batching_policy,
@@ -262,6 +264,20 @@ class ModelLoader:
             return None
         return self._devices.assign(version, yaml.device_ids)
 
+    async def _room(
+        self,
+        version: str,
+        yaml: ModelConfig,
+        wanted: int,
+        ready: Sequence[Footprint],
+        coming: Sequence[int | None],
+    ) -> Room:
+        """How many of so many further workers fit into the memory; see :class:`mariner.recipe.Recipe`."""
+        on_cpu = yaml.device_type == "cpu"
+        devices = [None] * wanted if on_cpu else self._devices.foresee(version, yaml.device_ids, wanted)
+        gpus = self._accelerators.ids if self._accelerators.vendor is Vendor.NVIDIA and not on_cpu else ()
+        return await asyncio.to_thread(measure_room, devices, ready=ready, coming=coming, gpus=gpus)
+
 
 def _runtime(name: str | None) -> str | None:
     if name is None:
@@ -289,6 +305,12 @@ class _Observer(PoolObserver):
 
     def loaded(self, pool: WorkerPool, worker: Worker, seconds: float) -> None:  # noqa: ARG002
         self._metrics.worker_loaded(worker.spec.name, seconds)
+
+    def started(self, pool: WorkerPool, why: Start) -> None:
+        self._metrics.worker_started(pool.recipe.model, pool.recipe.version, why.value)
+
+    def stopped(self, pool: WorkerPool, why: Stop) -> None:
+        self._metrics.worker_stopped(pool.recipe.model, pool.recipe.version, why.value)
 
     def sampled(self, pool: WorkerPool, worker: Worker, sample: Sample) -> None:  # noqa: ARG002
         self._metrics.worker_sample(*sample)

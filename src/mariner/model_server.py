@@ -20,7 +20,7 @@ from mariner.devices import Accelerators, read_gpu_usage
 from mariner.engines import Engine
 from mariner.errors import BadRequest, Draining, MarinerError, NotFound, WorkerStartFailed
 from mariner.jobs import Job, Outcome, Reply, Request
-from mariner.lifecycle import Phase, Readiness
+from mariner.lifecycle import Phase, Readiness, State
 from mariner.loading import MAX_WORKERS, ModelLoader
 from mariner.metrics import Metrics
 from mariner.model_settings import Explained, RegisterOptions
@@ -53,12 +53,14 @@ class Registered:
         version: its version.
         workers: workers that were started.
         ready: all of them are ready; False if the call did not wait for them.
+        on_demand: the first request starts a worker.
     """
 
     name: str
     version: str
     workers: int
     ready: bool
+    on_demand: bool = False
 
 
 class ModelServer:
@@ -111,6 +113,7 @@ class ModelServer:
             deaths=self._deaths,
         )
         metrics.watch_queues(self._queues)
+        metrics.watch_workers(self._ready_workers)
 
     # -- inference ----------------------------------------------------------------------------------------------------
 
@@ -213,7 +216,8 @@ class ModelServer:
                 await self._remove(version)
                 self.changed()
                 raise
-        return Registered(version.name, version.version, workers, ready=not workers or synchronous)
+        on_demand = version.pool.scaler.on_demand
+        return Registered(version.name, version.version, workers, not workers or synchronous, on_demand)
 
     async def load_initial_models(self, specs: Sequence[str]) -> None:
         """Registers the models the server starts with; one that fails does not stop the others.
@@ -424,6 +428,7 @@ class ModelServer:
         else:
             new.pool.scale(*told)
             new.scaled = old.scaled
+        new.pool.scaler.start_with(len(old.pool.workers))  # the load that made them so many goes on
         await new.pool.settle()
         self._require_open()
         self.registry.replace(old, new)
@@ -551,11 +556,18 @@ class ModelServer:
             for version in self.registry
         ]
 
+    def _ready_workers(self) -> list[tuple[str, str, int]]:
+        return [
+            (version.name, version.version, sum(worker.state is State.READY for worker in version.pool.workers))
+            for version in self.registry
+        ]
+
     # -- health and end -----------------------------------------------------------------------------------------------
 
     def healthy(self) -> bool:
         """Whether the default version of each model has the workers it should, or may still get them."""
-        return all(version.pool.healthy_workers >= version.pool.min_workers for version in self.registry.defaults())
+        pools = [version.pool for version in self.registry.defaults()]
+        return all(pool.healthy_workers >= pool.min_workers and not pool.broken for pool in pools)
 
     def ready(self) -> bool:
         """Whether every initial model can answer, as far as it should have workers at all, and none is broken."""
@@ -579,6 +591,14 @@ class ModelServer:
             ModelNotFound, VersionNotFound: there is no such model or version.
         """
         return self.registry.get(name, version).pool.readiness
+
+    def serves(self, name: str, version: str | None) -> bool:
+        """Whether a version answers a request that comes now, perhaps when it has been loaded for it.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+        """
+        return self.registry.get(name, version).pool.serves
 
     async def drain(self, timeout: float) -> bool:
         """Takes nothing new, answers what it has, stops all workers, deletes what was unpacked.

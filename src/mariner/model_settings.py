@@ -7,7 +7,8 @@ worker counts       model YAML (a valid pair) > request > ``models`` (start-up o
 batch size, delay   request > model YAML > ``models`` > default
 timeouts            request > model YAML > ``models`` > server default (TorchServe ignored the request beside a YAML)
 queue, retries,     model YAML > server default
-isolation, start
+isolation, start,
+scaling by itself
 ==================  =========================================================================================
 """
 
@@ -91,6 +92,9 @@ class ModelSettings:
         shared_weights: its workers on the CPU have their weights in one file.
         max_requests_per_worker: requests after which a worker is replaced; 0 for never.
         max_worker_memory_mb: MiB beyond which it is; 0 for never.
+        autoscale: workers come and go between the bounds as work does. Never for models that keep state between the
+            requests of a sequence: it would go with a worker.
+        idle_timeout: seconds without work after which a worker above the minimum stops.
         config: the whole model YAML, for what is passed through.
     """
 
@@ -111,6 +115,8 @@ class ModelSettings:
     shared_weights: bool
     max_requests_per_worker: int
     max_worker_memory_mb: int
+    autoscale: bool
+    idle_timeout: float
     config: ModelConfig
 
 
@@ -185,7 +191,12 @@ def choose(
     def asked(value: Any) -> Choice:
         return Choice(value, options.asked_by)
 
+    autoscale = _first(model(yaml.autoscale), server("autoscale"))
+    if yaml.sequence_batching:
+        autoscale = Choice(False, MODEL_CONFIG)
     minimum, maximum = _workers(config, yaml, options, preset, automatic_workers)
+    if not minimum.value and minimum.place == MODEL_CONFIG and not autoscale.value:
+        minimum = minimum._replace(value=1)  # as in TorchServe: nobody else would start it
     batch_size = _first(asked(options.batch_size), model(yaml.batch_size), models("batchSize"), Choice(1, "default"))
     if yaml.async_communication:
         batch_size = Choice(1, f"{MODEL_CONFIG}, asyncCommunication")
@@ -230,6 +241,8 @@ def choose(
         "shared_weights": _first(model(yaml.shared_weights), server("shared_weights")),
         "max_requests_per_worker": _first(model(yaml.max_requests_per_worker), server("max_requests_per_worker")),
         "max_worker_memory_mb": _first(model(yaml.max_worker_memory_mb), server("max_worker_memory_mb")),
+        "autoscale": autoscale,
+        "idle_timeout": _first(model(yaml.worker_idle_timeout_sec), server("worker_idle_timeout")),
         "overlap": queue_size._replace(value=queue_size.value if yaml.async_communication else 0),
     }
 
@@ -282,7 +295,7 @@ def _workers(
     if options.worker_bounds is not None:
         low, high = options.worker_bounds
         return Choice(low, options.asked_by), Choice(high, options.asked_by)
-    if yaml.min_workers and yaml.max_workers and yaml.max_workers >= yaml.min_workers:
+    if yaml.min_workers is not None and yaml.max_workers and yaml.max_workers >= yaml.min_workers:
         return Choice(yaml.min_workers, MODEL_CONFIG), Choice(yaml.max_workers, MODEL_CONFIG)
     origin = config.origin("default_workers_per_model")
     default = config.default_workers_per_model

@@ -11,6 +11,7 @@ import logging
 import math
 import time
 
+from mariner.autoscaling import Start, Stop
 from mariner.batching import JobQueue
 from mariner.deaths import Death, DeathCertificate, blame, log_death
 from mariner.engines import Engine
@@ -31,6 +32,7 @@ from mariner.overload import deadline_too_short, expected_wait, loading, retry_a
 from mariner.quarantine import Quarantine
 from mariner.recipe import Recipe
 from mariner.recycling import Places, Recycler
+from mariner.scaler import Scaler
 from mariner.worker import Clock, Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
@@ -48,6 +50,12 @@ class PoolObserver:
 
     def finished(self, pool: WorkerPool, job: Job, reply: Reply, batch_size: int) -> None:
         """A job got its last reply."""
+
+    def started(self, pool: WorkerPool, why: Start) -> None:
+        """A worker was added, or is started again."""
+
+    def stopped(self, pool: WorkerPool, why: Stop) -> None:
+        """A worker was taken out."""
 
     def loaded(self, pool: WorkerPool, worker: Worker, seconds: float) -> None:
         """A worker became ready, that many seconds after its process was started."""
@@ -98,6 +106,7 @@ class WorkerPool:
         self._without_worker_since: float | None = None
         self._overdue = False  # draining took too long
         self._progressed = asyncio.Event()  # something was answered, or a worker has gone; drain() waits for it
+        self.scaler = Scaler(self, clock=clock, start=self._add, stop=self._remove, wake=self._arm)
 
     # -- what is asked of it ------------------------------------------------------------------------------------------
 
@@ -110,6 +119,11 @@ class WorkerPool:
     def broken(self) -> bool:
         """No worker is ready, and none will be without help."""
         return bool(self.workers) and all(worker.state is State.BROKEN for worker in self.workers)
+
+    @property
+    def serves(self) -> bool:
+        """A request that comes now is answered, perhaps when a worker has been started for it."""
+        return self.ready or (self.scaler.on_demand and not self.draining and not self.broken)
 
     @property
     def readiness(self) -> Readiness:
@@ -167,10 +181,11 @@ class WorkerPool:
         if self.draining:
             raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
         if not self.workers:
-            raise self.no_worker()
-        if self._without_worker_since is not None and self.broken:
+            self.scaler.wake_up()
+        elif self._without_worker_since is not None and self.broken:
             raise self._broken_error()
-        if self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
+        elif self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
+            self.scaler.turned_away()
             raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.", Busy)
         if self.quarantine.inmates and (refusal := self.quarantine.refusal(job)) is not None:
             raise refusal
@@ -213,9 +228,10 @@ class WorkerPool:
         self._fill()
         while len(self.workers) > max_workers:
             self._remove(self.workers[-1])
+        self.scaler.resized()
         self._note_readiness()
         if self.recipe.limits and self._recycler is None:
-            places = Places(self.workers, self._add, self._remove, self._fill, self._settled)
+            places = Places(self.workers, self._add_after, self._remove, self._fill, self._settled)
             recycler = Recycler(places, self.recipe.limits, sleep=self._sleep)
             self._recycler = asyncio.create_task(recycler.run(), name=f"recycler of {self.recipe.model}")
             self._recycler.add_done_callback(self._keeper_ended)
@@ -236,8 +252,13 @@ class WorkerPool:
         while len(self.workers) < self.min_workers:
             self._add()
 
-    def _add(self, after: Worker | None = None) -> Worker:
+    def _add_after(self, after: Worker | None) -> Worker:
+        return self._add(Start.RECYCLED, after=after)
+
+    def _add(self, why: Start = Start.BOUNDS, *, after: Worker | None = None) -> Worker:
         """Starts a worker, at once or when another one has gone."""
+        if not self.workers:
+            self._without_worker_since = self._clock.time()  # who waits now waits for this one
         id_ = self.recipe.next_id()
         worker = Worker(
             id_,
@@ -258,11 +279,15 @@ class WorkerPool:
         predecessor = None if after is None else self._keepers[after]
         self._keepers[worker] = asyncio.create_task(self._keep(worker, predecessor), name=worker.spec.name)
         self._keepers[worker].add_done_callback(self._keeper_ended)
+        self.scaler.resized()
+        self._observer.started(self, why)
         return worker
 
-    def _remove(self, worker: Worker) -> None:
+    def _remove(self, worker: Worker, why: Stop = Stop.BOUNDS) -> None:
         """Lets a worker finish what it has and go."""
         self.workers.remove(worker)
+        self.scaler.resized()
+        self._observer.stopped(self, why)
         worker.stopping = True
         sleeping = worker.state in (State.WAITING, State.BROKEN)  # it has no process and no jobs
         worker.move(Event.DRAIN)
@@ -302,6 +327,7 @@ class WorkerPool:
                 seconds = self._clock.time() - worker.started_at
                 log.info("%s is ready after %.2f s.%s", worker.spec.name, seconds, again)
                 self._observer.loaded(self, worker, seconds)
+                self.scaler.loaded(seconds)
                 self._settle(worker, None)
                 self._note_readiness()
                 reason = await worker.ended()
@@ -316,6 +342,9 @@ class WorkerPool:
                 recovery.died(suspected=worker.suspected) if reason.loaded else recovery.load_failed(self._clock.time())
             )
             worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
+            if (delay is None or not reason.loaded) and self.scaler.lets_go(worker, reason):
+                self._remove(worker, Stop.FAILED)
+                return
             self._settle(worker, self._start_failed(worker, reason))
             self._note_readiness()
             if delay is None:
@@ -327,6 +356,7 @@ class WorkerPool:
             )
             await self._sleep(delay)
             worker.move(Event.RETRY)
+            self._observer.started(self, Start.RESTART)
 
     def _keeper_ended(self, task: asyncio.Task[None]) -> None:
         if not task.cancelled() and (error := task.exception()) is not None:
@@ -392,6 +422,8 @@ class WorkerPool:
                     worker.feed(share)
         if self.queue:
             self._arm()
+            if self.scaler.may_grow:
+                self.scaler.look()
 
     def _arm(self, deadline: float = math.inf) -> None:
         """Sets the timer for the next batch that falls due or the next deadline that passes.
@@ -400,7 +432,7 @@ class WorkerPool:
             deadline: of a job that need not be in the queue any more.
         """
         wake_at = min(self.queue.wake_at(), deadline)
-        if self._without_worker_since is not None:
+        if self.queue and self._without_worker_since is not None:
             wake_at = min(wake_at, self._without_worker_since + self.recipe.response_timeout)
         if wake_at >= self._timer_at:
             return
@@ -412,6 +444,7 @@ class WorkerPool:
         self._timer, self._timer_at = None, math.inf
         self.queue.expire()
         deadline = min((worker.expire() for worker in self._keepers), default=math.inf)
+        deadline = min(deadline, self.scaler.tick())
         if deadline < math.inf:
             self._arm(deadline)
         since = self._without_worker_since
@@ -450,6 +483,8 @@ class WorkerPool:
         if jobs:
             self.queue.put_back(jobs)
             self._arm(min(job.deadline for job in jobs))
+            if not self.workers and self.scaler.on_demand:
+                self.scaler.wake_up()
             self._feed()
 
     def _refuse_waiting(self, error: MarinerError) -> None:
@@ -460,9 +495,12 @@ class WorkerPool:
 
     def has_room(self, worker: Worker) -> None:
         """A worker can take more; see :class:`mariner.worker.Owner`."""
-        if self.queue and not self._pump_due:
-            self._pump_due = True
-            self._clock.call_soon(self._pump)
+        if self.queue:
+            if not self._pump_due:
+                self._pump_due = True
+                self._clock.call_soon(self._pump)
+        elif self.scaler.policy.pressed and worker.idle:
+            self.scaler.policy.relieve()
         if worker.state is not State.READY:
             self._note_readiness()
         if self.draining:
@@ -502,6 +540,7 @@ class WorkerPool:
         self.draining = True
         if self._recycler is not None:
             self._recycler.cancel()
+        self.scaler.close()
         overdue = self._clock.call_at(self._clock.time() + timeout, self._give_up_draining)
         while self.queue or self.in_flight:
             self._progressed.clear()
@@ -511,7 +550,7 @@ class WorkerPool:
                 await self._progressed.wait()
         in_time = not self._overdue
         for worker in list(self.workers):
-            self._remove(worker)
+            self._remove(worker, Stop.DRAINED)
         while self._keepers:
             self._progressed.clear()
             await self._progressed.wait()

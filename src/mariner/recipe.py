@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
 from mariner.archive.read import Archive
 from mariner.config import SETTINGS, Config, MetricsMode
 from mariner.engines import THREAD_VARIABLES, WorkerSpec
+from mariner.memory import Footprint, Room
 from mariner.model_settings import ModelSettings
 from mariner.recycling import Limits
 from ts.wire import Load
 
-__all__ = ["Recipe", "make_recipe", "worker_environment"]
+__all__ = ["Recipe", "RoomCheck", "make_recipe", "worker_environment"]
+
+RoomCheck = Callable[[int, Sequence[Footprint], Sequence[int | None]], Awaitable[Room]]
 
 _MENTIONS_TORCH = re.compile(rb"torch|transformers")  # whatever else builds on PyTorch is rarely used without its name
 _SECRETS = frozenset(setting.variable for setting in SETTINGS.values() if setting.secret)
@@ -37,6 +40,10 @@ class Recipe:
         job_ticket: a request is taken only if a worker is idle.
         limits: beyond which a worker is replaced.
         quarantine_time: seconds for which a request that has killed two workers is not run again; 0 for none.
+        idle_timeout: seconds without work after which a worker above the minimum stops; None if workers come and go
+            by calls alone.
+        room: how many of so many further workers fit into the memory, beside those that are ready and the GPUs of
+            those that load; None if that is not to be asked.
     """
 
     model: str
@@ -51,6 +58,8 @@ class Recipe:
     job_ticket: bool = False
     limits: Limits = Limits()  # noqa: RUF009 - frozen
     quarantine_time: float = 0.0
+    idle_timeout: float | None = None
+    room: RoomCheck | None = None
 
 
 def make_recipe(
@@ -66,6 +75,7 @@ def make_recipe(
     next_id: Callable[[], int],
     device: Callable[[int], int | None],
     spare_processors: bool,
+    room: RoomCheck,
 ) -> Recipe:
     """The recipe of a version.
 
@@ -81,6 +91,7 @@ def make_recipe(
         next_id: hands out worker ids.
         device: the GPU of a worker id, None for CPU.
         spare_processors: there are more processors than workers, so that one may be kept awake.
+        room: see :class:`Recipe`.
     """
 
     def load(id_: int) -> Load:
@@ -121,6 +132,8 @@ def make_recipe(
         job_ticket=settings.job_ticket,
         limits=Limits(settings.max_requests_per_worker, settings.max_worker_memory_mb << 20),
         quarantine_time=config.quarantine_time,
+        idle_timeout=settings.idle_timeout if settings.autoscale else None,
+        room=room,
     )
 
 

@@ -366,10 +366,11 @@ class Config:
         doc="How long a request that has killed two workers is refused if it comes again; 0 for not at all.",
     )  # fmt: skip
     autoscale: bool = setting(
-        True, ours=True, inert=True, doc="Starts and stops workers between their minimum and maximum as work waits."
-    )
+        True, ours=True,
+        doc="Starts workers when work waits, up to the maximum of the model; stops those above its minimum when idle.",
+    )  # fmt: skip
     worker_idle_timeout: float = setting(
-        60.0, ours=True, inert=True, unit="s", minimum=0, doc="Idle time after which a worker above the minimum stops."
+        60.0, ours=True, unit="s", minimum=0, doc="Idle time after which a worker above the minimum stops."
     )
     worker_poll_time: float = setting(
         0.00025, ours=True, unit="s", minimum=0,

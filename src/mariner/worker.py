@@ -201,6 +201,11 @@ class Worker:
         return self.cost / self.lanes if self._overlap else max(0.0, self._head_since + self.cost - now)
 
     @property
+    def idle_since(self) -> float:
+        """For an idle worker: when it gave its last answer, or had loaded."""
+        return self._head_since
+
+    @property
     def fast(self) -> bool:
         """Its batches take so little that larger ones would gain nothing."""
         return 0.0 < self.cost < LOW_WATER
@@ -242,6 +247,7 @@ class Worker:
             raise Death(self._cause(), loaded=False)
         self._loaded.result()
         if self.state is State.LOADING:
+            self._head_since = self._clock.time()
             self.move(Event.LOADED)
             self._owner.has_room(self)
 

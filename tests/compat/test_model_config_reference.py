@@ -144,7 +144,8 @@ async def test_02_in_the_call_it_means_none(bench: Bench) -> None:
     [
         pytest.param("minWorkers: 1\nmaxWorkers: 4\n", 2, (1, 4), id="03"),
         pytest.param("minWorkers: 2\n", 1, (1, 1), id="04"),
-        pytest.param("minWorkers: 0\nmaxWorkers: 3\n", 2, (1, 3), id="05"),
+        pytest.param("minWorkers: 0\nmaxWorkers: 3\n", 2, (0, 3), id="05"),  # TorchServe: 1, 3
+        pytest.param("minWorkers: 0\nmaxWorkers: 3\nautoscale: false\n", 2, (1, 3), id="05, off"),
     ],
 )
 async def test_03_04_05_only_a_pair_of_worker_counts_wins_over_the_call(

@@ -174,8 +174,10 @@ class ModelConfig:
     """What a model asks of the server. None where it says nothing, so that other sources may."""
 
     min_workers: int | None = _row(
-        "minWorkers", _raised_to(1), "Workers to keep. Counts together with a `maxWorkers` that is not smaller."
-    )
+        "minWorkers", _raised_to(0),
+        "Workers to keep; with 0 the first request starts one, with `autoscale: false` 0 means 1. Counts together with "
+        "a `maxWorkers` that is not smaller, nor 0.",
+    )  # fmt: skip
     max_workers: int | None = _row("maxWorkers", _at_least(0), "Most workers.")
     batch_size: int | None = _row("batchSize", _raised_to(1), "Most requests in a batch.", default="1")
     max_batch_delay: int | None = _row(
@@ -267,14 +269,17 @@ class ModelConfig:
     )  # fmt: skip
     worker_idle_timeout_sec: float | None = _row(
         "workerIdleTimeoutSec", Kind("number (s) above 0", _amount),
-        "Time without work after which a worker above `minWorkers` stops.", ours=True, inert=True,
+        "Time without work after which a worker above `minWorkers` stops; never before it was idle for as long as its "
+        "start took.", default="`worker_idle_timeout`", ours=True,
     )  # fmt: skip
     latency_slo_ms: float | None = _row(
         "latencySloMs", Kind("number (ms) above 0", _amount), "What the policy `slo` aims at.", ours=True, inert=True
     )
     autoscale: bool | None = _row(
-        "autoscale", _SWITCH, "Workers come and go between `minWorkers` and `maxWorkers`.", ours=True, inert=True
-    )
+        "autoscale", _SWITCH,
+        "Workers come when work waits, up to `maxWorkers`, and go when idle, down to `minWorkers`. Not for models with "
+        "`sequenceBatching`.", default="`autoscale`", ours=True,
+    )  # fmt: skip
     shared_weights: bool | None = _row(
         "sharedWeights", _SWITCH,
         "Workers on the CPU have one copy of the weights: those of the networks that the handler holds as attributes.",

@@ -83,14 +83,17 @@ def ready(server: ModelServer, exchange: Exchange) -> None:
 
 def model_ready(server: ModelServer, exchange: Exchange, model: str) -> None:
     """Whether the default version is ready; as v1 does, with status 200 either way."""
-    _respond(exchange, {"name": model, "ready": server.readiness(model, None) is Readiness.READY})
+    _respond(exchange, {"name": model, "ready": server.serves(model, None)})
 
 
 def version_ready(server: ModelServer, exchange: Exchange, model: str, version: str | None = None) -> None:
-    """Whether a version is ready; the status says it too."""
-    readiness = server.readiness(model, version)
-    answer: dict[str, Any] = {"name": model, "ready": readiness is Readiness.READY, "state": readiness.value}
-    if readiness is Readiness.READY:
+    """Whether a version is ready; the status says it too.
+
+    A version that is loaded on demand is: nothing would ever load it if nobody sent it a request.
+    """
+    serves, readiness = server.serves(model, version), server.readiness(model, version)
+    answer: dict[str, Any] = {"name": model, "ready": serves, "state": readiness.value}
+    if serves:
         _respond(exchange, answer)
     else:
         error = f"Model {model} is not ready: it is {readiness.value}."

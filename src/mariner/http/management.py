@@ -92,6 +92,8 @@ async def register(server: ModelServer, exchange: Exchange) -> Response:
     text = (
         f'Model "{registered.name}" Version: {registered.version} registered with {registered.workers} initial workers'
     )
+    if registered.on_demand:
+        return status_response(f"{text}. The first request starts one.")
     if not registered.workers:
         return status_response(f"{text}. Use scale workers API to add workers for the model.")
     if registered.ready:

@@ -79,6 +79,7 @@ _LOAD = ("WorkerName", "Level", "Hostname")
 _CALL = ("model_name", "model_version", "hostname")
 _MODEL = ("ModelName", "Level", "Hostname")
 _OWN = ("model_name", "model_version")
+_WHY = (*_OWN, "reason")
 _C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
 _S, _M, _O = Section.SERVER, Section.MODEL, Section.OWN
 
@@ -121,6 +122,9 @@ METRICS: tuple[Definition, ...] = (
     ),
     Definition("mariner_queue_depth", _G, "Count", _OWN, _O, "Requests of the version that wait for a worker."),
     Definition("mariner_worker_deaths_total", _C, "Count", (*_OWN, "cause"), _O, "Workers that died, by cause."),
+    Definition("mariner_workers", _G, "Count", _OWN, _O, "Workers of the version that are ready."),
+    Definition("mariner_worker_starts_total", _C, "Count", _WHY, _O, "Workers started, by reason."),
+    Definition("mariner_worker_stops_total", _C, "Count", _WHY, _O, "Workers stopped on purpose, by reason."),
 )
 
 BUILT_IN = {row.name: row for row in METRICS}

@@ -113,8 +113,11 @@ model_metrics:         # of handlers; Hostname is not listed
   left out.
 
 In the tables, `model_version` is the version that the request named, or `default` if it named none; for
-`mariner_queue_depth` and `mariner_worker_deaths_total` it is the version itself. `cause` is one of those of
-[Find out why a worker died](../how-to/debug-a-dead-worker.md).
+`mariner_queue_depth` and the metrics of workers it is the version that they belong to. Reasons to start a worker are
+`bounds` (a registration or a call that scales wants it), `waiting_work`, `first_request`, `restart` (its process
+ended) and `recycled` (`maxRequestsPerWorker` or `maxWorkerMemoryMB` was reached); reasons to stop one are `bounds`,
+`idle`, `failed` (it could not start, and the others suffice) and `drained`.
+`cause` is one of those of [Find out why a worker died](../how-to/debug-a-dead-worker.md).
 """
 
 _REST = """

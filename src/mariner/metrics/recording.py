@@ -108,6 +108,7 @@ class Metrics:
         self._handler_seconds: dict[str, float] = {}  # latest of each model
         self._latest: _Inference | None = None
         self._queues: Callable[[], Iterable[tuple[str, str, int, Mapping[str, int]]]] = lambda: ()
+        self._workers: Callable[[], Iterable[tuple[str, str, int]]] = lambda: ()
 
     def watch_queues(self, queues: Callable[[], Iterable[tuple[str, str, int, Mapping[str, int]]]]) -> None:
         """Says whom to ask for queues when the text is wanted: model, version, requests that wait, refusals by reason.
@@ -115,6 +116,10 @@ class Metrics:
         Refusals are counted from the registration of a version, and gone with it.
         """
         self._queues = queues
+
+    def watch_workers(self, workers: Callable[[], Iterable[tuple[str, str, int]]]) -> None:
+        """Says whom to ask for workers when the text is wanted: model, version, workers that are ready."""
+        self._workers = workers
 
     def requests_finished(self, status: int) -> None:
         """An HTTP response went out, on any listener."""
@@ -179,6 +184,14 @@ class Metrics:
     def worker_died(self, model: str, version: str, cause: str) -> None:
         """A worker of that version ended without having been asked to."""
         self.record("mariner_worker_deaths_total", (model, version, cause), 1)
+
+    def worker_started(self, model: str, version: str, reason: str) -> None:
+        """A worker was started."""
+        self.record("mariner_worker_starts_total", (model, version, reason), 1)
+
+    def worker_stopped(self, model: str, version: str, reason: str) -> None:
+        """A worker was stopped on purpose."""
+        self.record("mariner_worker_stops_total", (model, version, reason), 1)
 
     def worker_sample(
         self,
@@ -306,6 +319,8 @@ class Metrics:
             refused |= {(model, version, reason): count for reason, count in refusals.items()}
         self._families["mariner_queue_depth"].values = waiting
         self._families["mariner_refusals_total"].values = refused
+        ready: dict[LabelValues, float] = {(model, name): count for model, name, count in self._workers()}
+        self._families["mariner_workers"].values = ready
         for name, labels, value in self._totals():
             family = self._families.get(name)
             if family is not None and name not in self._retyped and family.accepts(labels):

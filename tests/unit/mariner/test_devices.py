@@ -341,6 +341,15 @@ def test_a_freed_device_is_next() -> None:
     assert [devices.assign("m") for _ in range(2)] == [1, 0]
 
 
+def test_what_the_next_workers_would_get_is_foreseen_and_not_given() -> None:
+    devices = DeviceAssigner(3)
+    devices.assign("a")
+    for _ in range(2):
+        assert devices.foresee("a", None, 4) == [1, 2, 0, 1]
+        assert devices.foresee("b", [2, 1], 3) == [2, 1, 2]
+    assert DeviceAssigner(0).foresee("a", None, 2) == [None, None]
+
+
 def test_a_freed_device_of_a_list_is_next() -> None:
     devices = DeviceAssigner(3)
     for _ in range(2):

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from mariner.config import Config, MetricsMode
-from mariner.devices import Accelerators, Vendor
+from mariner.devices import Accelerators, Vendor, threads_per_worker
 from mariner.errors import (
     BadRequest,
     Conflict,
@@ -27,6 +27,8 @@ from mariner.errors import (
     WorkerStartFailed,
 )
 from mariner.jobs import Part, Request
+from mariner.lifecycle import State
+from mariner.memory import Footprint, Room
 from mariner.metrics import Metrics
 from mariner.model_server import ModelServer
 from mariner.model_settings import RegisterOptions
@@ -134,6 +136,72 @@ async def test_a_model_that_cannot_load_is_not_left_behind(scene: Scene, tmp_pat
     assert "nowhere" in failure.value.hint
     assert scene.server.list_models() == []
     assert list((tmp_path / "unpacked" / "models").iterdir()) == []
+
+
+async def test_a_model_that_is_loaded_on_demand_is_healthy_until_it_cannot_be_loaded(scene: Scene) -> None:
+    registered = await scene.server.register("echo", RegisterOptions(worker_bounds=(0, 2)))
+    assert (registered.workers, registered.ready, registered.on_demand) == (0, True, True)
+    assert scene.server.healthy()
+    assert scene.server.serves("echo", None)
+    assert await scene.predict(b"awake") == b"awake"
+    (description,) = await scene.server.describe("echo", None)
+    assert description["state"] == "ready"
+    latest = description["autoscaling"].pop("lastDecision")
+    assert description["autoscaling"] == {"enabled": True, "workerIdleTimeoutSec": 60.0}
+    assert (latest["decision"], latest["reason"]) == ("1 worker", "a request came and there was none")
+    (version,) = scene.server.registry
+    (worker,) = version.pool.workers
+    worker.state = State.BROKEN
+    assert not scene.server.healthy()
+    assert not scene.server.serves("echo", None)
+
+
+@pytest.mark.parametrize(
+    ("config", "devices", "gpus"),
+    [("minWorkers: 1\nmaxWorkers: 3\n", [1, 0], ("GPU-a", "GPU-b")), ("deviceType: cpu\n", [None, None], ())],
+)
+async def test_memory_is_looked_for_on_the_gpus_that_the_next_workers_would_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, config: str, devices: list[int | None], gpus: tuple[str, ...]
+) -> None:
+    measured = []
+
+    def measure(wanted: list[int | None], **known: Any) -> Room:
+        measured.append((wanted, known))
+        return Room(1, "it is full")
+
+    monkeypatch.setattr("mariner.loading.measure_room", measure)
+    scene = Scene(tmp_path, accelerators=Accelerators(Vendor.NVIDIA, ("GPU-a", "GPU-b")))
+    scene.add("echo", config=config)
+    await scene.server.register("echo", ONE)
+    (version,) = scene.server.registry
+    assert version.pool.recipe.room is not None
+    ready = [Footprint(5, 0)]
+    assert await version.pool.recipe.room(2, ready, []) == Room(1, "it is full")
+    assert measured == [(devices, {"ready": ready, "coming": [], "gpus": gpus})]
+
+
+async def test_a_range_of_workers_shares_the_processors_as_if_all_were_there(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    environments = []
+    for autoscale in ("true", "false"):
+        scene.add(autoscale, config=f"minWorkers: 1\nmaxWorkers: 1000\nautoscale: {autoscale}\n")
+        await scene.server.register(autoscale)
+        environments.append(scene.engine.processes[-1].spec.environment["OMP_NUM_THREADS"])
+    assert environments == ["1", str(threads_per_worker(1))]
+
+
+async def test_why_workers_came_and_went_is_counted(scene: Scene) -> None:
+    await scene.server.register("echo", RegisterOptions(worker_bounds=(2, 2)))
+    await scene.server.scale("echo", None, 1, 1, synchronous=True)
+    text = scene.server.metrics.expose(["mariner_workers", "mariner_worker_starts_total", "mariner_worker_stops_total"])
+    labels = 'model_name="echo",model_version="1.0",'
+    assert [line for line in text.splitlines() if not line.startswith("#")] == [
+        f"mariner_workers{{{labels}}} 1.0",
+        f'mariner_worker_starts_total{{{labels}reason="bounds",}} 2.0',
+        f'mariner_worker_stops_total{{{labels}reason="bounds",}} 1.0',
+    ]
 
 
 async def test_an_asynchronous_registration_does_not_wait(scene: Scene) -> None:

@@ -99,3 +99,22 @@ def test_batches_are_isolated_unless_somebody_says_no_or_the_model_keeps_state(
     yaml: dict[str, Any], server: bool, expected: bool
 ) -> None:
     assert resolved(yaml, isolate_batch_errors=server).isolate_batch_errors is expected
+
+
+def test_workers_come_and_go_as_the_model_config_says_or_else_the_server() -> None:
+    assert (resolved().autoscale, resolved().idle_timeout) == (True, 60.0)
+    settings = resolved(autoscale=False, worker_idle_timeout=7.0)
+    assert (settings.autoscale, settings.idle_timeout) == (False, 7.0)
+    settings = resolved({"autoscale": True, "workerIdleTimeoutSec": 9}, autoscale=False, worker_idle_timeout=7.0)
+    assert (settings.autoscale, settings.idle_timeout) == (True, 9.0)
+
+
+def test_a_minimum_of_0_is_1_where_nothing_else_would_start_a_worker() -> None:
+    yaml = {"minWorkers": 0, "maxWorkers": 2}
+    assert (resolved(yaml).min_workers, resolved(yaml).max_workers) == (0, 2)
+    assert resolved(yaml, autoscale=False).min_workers == 1
+    assert resolved({"minWorkers": 0, "maxWorkers": 0}).max_workers == 0
+
+
+def test_workers_that_keep_sequences_do_not_come_and_go() -> None:
+    assert not resolved({"sequenceBatching": True, "autoscale": True}).autoscale

@@ -48,7 +48,7 @@ class Recycled(Scene):
     def watch(self, limits: Limits, *, room: int = PLENTY) -> None:
         self.memory: dict[int, int] = {}
         pool = self.pool
-        places = Places(pool.workers, pool._add, pool._remove, pool._fill, pool._settled)
+        places = Places(pool.workers, pool._add_after, pool._remove, pool._fill, pool._settled)
         recycler = Recycler(
             places, limits, sleep=self.pool._sleep, memory=lambda pid: self.memory.get(pid, MIB), room=lambda: room
         )

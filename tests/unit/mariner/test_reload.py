@@ -204,3 +204,15 @@ async def test_a_version_that_was_unregistered_meanwhile_stays_so(scene: Scene) 
     await reload
     assert list(scene.server.registry) == []
     assert not process.alive
+
+
+async def test_a_version_that_has_grown_is_replaced_by_as_many_workers(scene: Scene) -> None:
+    pack(scene.store / "echo.mar", config="minWorkers: 1\nmaxWorkers: 4\n")
+    await scene.server.register("echo.mar")
+    (old,) = scene.server.registry
+    old.pool.scaler.start_with(3)
+    pack(scene.store / "echo.mar", config="minWorkers: 1\nmaxWorkers: 2\n")
+    await scene.server.reload()
+    (new,) = scene.server.registry
+    assert new is not old
+    assert (new.pool.min_workers, new.pool.max_workers, len(new.pool.workers)) == (1, 2, 2)

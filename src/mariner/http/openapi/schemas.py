@@ -14,6 +14,7 @@ Schema = dict[str, Any]
 ANYTHING: Schema = {}
 TEXT: Schema = {"type": "string"}
 BOOLEAN: Schema = {"type": "boolean"}
+NUMBER: Schema = {"type": "number"}
 BINARY: Schema = {"type": "string", "format": "binary"}
 
 
@@ -135,6 +136,24 @@ SCHEMAS: dict[str, Schema] = {
             "state": text("Whether its workers, together, can answer.", enum=_READINESS),
             "brokenReason": text("Why its last worker failed, if none will come without help."),
             "deaths": array(reference("Death"), description="The latest, without standard error and memory."),
+            "autoscaling": record(
+                {
+                    "enabled": flag("Workers come and go between the bounds by themselves."),
+                    "workerIdleTimeoutSec": {
+                        **NUMBER,
+                        "description": "Seconds without work after which a worker above minWorkers stops.",
+                    },
+                    "lastDecision": record(
+                        {
+                            "time": text("When it was taken.", format="date-time"),
+                            "decision": text("What was done, or could not be, for people."),
+                            "reason": text("Why, for people."),
+                        }
+                    ),
+                },
+                optional=("lastDecision",),
+                description="What a version with a range of workers does by itself.",
+            ),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
             "settings": {
                 "type": "object",
@@ -144,7 +163,7 @@ SCHEMAS: dict[str, Schema] = {
                 ),
             },
         },
-        optional=("deviceIds", "brokenReason", "deaths", "customizedMetadata", "settings"),
+        optional=("deviceIds", "autoscaling", "brokenReason", "deaths", "customizedMetadata", "settings"),
     ),
     "Deaths": record({"modelName": TEXT, "modelVersion": TEXT, "deaths": array(reference("Death"))}),
     "Death": record(

@@ -37,7 +37,8 @@ def test_an_empty_config_says_nothing() -> None:
     ("key", "value", "field", "read"),
     [
         ("minWorkers", 2, "min_workers", 2),
-        ("minWorkers", 0, "min_workers", 1),
+        ("minWorkers", 0, "min_workers", 0),
+        ("minWorkers", -1, "min_workers", 0),
         ("maxWorkers", 4, "max_workers", 4),
         ("batchSize", 8, "batch_size", 8),
         ("batchSize", -3, "batch_size", 1),
@@ -224,7 +225,7 @@ def test_every_key_has_a_text_for_the_reference_page() -> None:
             ["Without parallelType there is no effect of parallelLevel and torchrun."],
         ),
         ("parallelLevel: 1\n", []),
-        ("autoscale: false\n", ["Keys without effect in this version: autoscale."]),
+        ("latencySloMs: 9\n", ["Keys without effect in this version: latencySloMs."]),
         ("Batch-Size: 1\n", ["Unknown key Batch-Size is left to the handler. Did you mean batchSize?"]),
         ("maxNumSequences: 1\n", ["Unknown key maxNumSequences is left to the handler. Did you mean maxNumSequence?"]),
         ("handler: {batchsize: 1}\npt2: inductor\nmicro_batching: {}\nmax_length: 50\n7: 8\n", []),

@@ -137,6 +137,12 @@ class FakeModelServer:
     def only_initial_model(self) -> str | None:
         return self.initial
 
+    def serves(self, name: str, version: str | None) -> bool:
+        self.calls.append(("serves", name, version))
+        if self.error is not None:
+            raise self.error
+        return self.state is Readiness.READY
+
     def readiness(self, name: str, version: str | None) -> Readiness:
         self.calls.append(("readiness", name, version))
         if self.error is not None:

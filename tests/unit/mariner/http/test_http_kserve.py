@@ -164,7 +164,7 @@ async def test_a_model_that_is_not_ready_says_why(running: Running, state: Readi
         503,
         {"name": "m", "ready": False, "state": state.value, "error": f"Model m is not ready: it is {state.value}."},
     )
-    assert running.models.calls == [("readiness", "m", None), ("readiness", "m", "1.0")]
+    assert running.models.calls == [("serves", "m", None), ("serves", "m", "1.0"), ("readiness", "m", "1.0")]
 
 
 async def test_readiness_of_what_is_not_there_is_404(running: Running) -> None:

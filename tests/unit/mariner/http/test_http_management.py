@@ -148,6 +148,12 @@ async def test_bad_parameters_of_register_are_refused(
                 "Use scale workers API to add workers for the model."
             ),
         ),
+        (
+            Registered("m", "1.0", 0, ready=True, on_demand=True),
+            "true",
+            200,
+            'Model "m" Version: 1.0 registered with 0 initial workers. The first request starts one.',
+        ),
         (Registered("m", "2", 3, ready=True), "true", 200, 'Model "m" Version: 2 registered with 3 initial workers'),
         (Registered("m", "2", 3, ready=False), "false", 202, "Processing worker updates..."),
         (Registered("m", "2", 3, ready=False), "true", 206, "Workers scaling in progress..."),
