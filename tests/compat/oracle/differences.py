@@ -30,7 +30,7 @@ DECISIONS = {
     4: "`maxBatchDelay` is an upper bound: an idle worker takes what waits at once.",
     5: "One bad request never fails the others of its batch.",
     7: "A refused request is told why, and when to come back; a deadline that passed is answered 408 or 504.",
-    9: "Errors carry `request_id` and, where they help, `reason` and `hint`, beside `code`, `type` and `message`.",
+    9: "Errors carry `request_id` and, where they help, `reason`, `hint` and `death_id` beside TorchServe's members.",
     10: "The connection stays open after an error, unless nobody knows where the next request starts.",
     12: "Envelopes handle every request of a batch.",
     13: "Both KServe protocols are served in full, without a setting.",
@@ -247,7 +247,7 @@ def _without_advice(answer: Answer) -> Answer:
     members = as_json(answer)
     if not isinstance(members, dict) or "code" not in members:
         return answer
-    kept = {name: value for name, value in members.items() if name not in {"reason", "hint"}}
+    kept = {name: value for name, value in members.items() if name not in {"reason", "hint", "death_id"}}
     return replace(answer, body=json_text(kept))
 
 

@@ -7,13 +7,14 @@ from functools import partial
 from oracle.differences import Differs, decision, error, fixed, more
 from oracle.exchange import Exchange, Listener, Scenario
 from oracle.until import all_ready
-from oracle.views import members, openapi_outline
+from oracle.views import members, only_paths, openapi_outline
 
 __all__ = ["MANAGEMENT"]
 
 _m = partial(Exchange, on=Listener.MANAGEMENT)
 _POST, _GET, _PUT, _DELETE = "POST", "GET", "PUT", "DELETE"
 _JSON = "application/json"
+_ONE = "/{model_version}"
 
 
 def _refused(message: str) -> Differs:
@@ -211,6 +212,7 @@ _DESCRIBED = (
                 for id_ in ("describeModel", "setAutoScale", "unregisterModel", "setDefault")
                 for prefix in ("", "version_")
             },
+            extra=only_paths(*(f"/models/looks{path}" for path in ("", _ONE, f"{_ONE}/set-default"))),
         ),
     ),
     _m("PUT to the list", _PUT, "/models", (124,)),
