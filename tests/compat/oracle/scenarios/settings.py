@@ -222,7 +222,7 @@ UNHEALTHY = Scenario(
             "GET",
             "/v2/health/ready",
             ("K36",),
-            differs=Differs(_READY, status="503 Service Unavailable", texts={"true": "false"}),
+            differs=Differs(_READY, status="503 Service Unavailable", body={"ready": False, "state": "broken"}),
         ),
         Exchange(
             "the server with a model that gave up lives",
