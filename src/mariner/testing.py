@@ -131,6 +131,7 @@ class FakeProcess:
         spec: what it was started with.
         load: the LOAD it got, None before.
         batches: every batch it was sent, oldest first.
+        dropped: jobs of a continuous batch that it was told nobody waits for.
         finishing: it was asked to finish.
         killed: it was killed.
     """
@@ -139,6 +140,7 @@ class FakeProcess:
         self.spec = spec
         self.load: Load | None = None
         self.batches: list[Batch] = []
+        self.dropped: list[int] = []
         self.frames = 0
         self.finishing = False
         self.killed = False
@@ -162,6 +164,8 @@ class FakeProcess:
                 self._say(encode_json(FrameKind.STARTED, {"pid": self._pid}))
                 if self._engine.loads:
                     self.loaded()
+            elif frame.kind is FrameKind.DROP:
+                self.dropped += frame.json()
             elif frame.kind is FrameKind.PREDICT:
                 self.frames += 1
                 # The frame's bytes are gone after this call; the values are kept.

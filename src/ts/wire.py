@@ -9,6 +9,7 @@ kind         direction  payload
 ===========  =========  ==================================================================
 LOAD         → worker   JSON: :class:`Load`
 PREDICT      → worker   batches of jobs, binary (below)
+DROP         → worker   JSON: ids of jobs of a continuous batch that nobody waits for any more
 STARTED      ← worker   JSON: ``{"pid": int}``, once the worker can take ``LOAD``
 LOADED       ← worker   JSON: :class:`Loaded`
 REPLIES      ← worker   replies, binary (below)
@@ -51,7 +52,7 @@ __all__ = [
     "unpack_headers",
 ]
 
-VERSION = 1
+VERSION = 2
 
 Buffer = bytes | bytearray | memoryview
 
@@ -61,6 +62,7 @@ class FrameKind(IntEnum):
 
     LOAD = 1
     PREDICT = 2
+    DROP = 3
     STARTED = 16
     LOADED = 17
     REPLIES = 18
@@ -175,6 +177,7 @@ class Load:
         poll_seconds: how long the worker looks for its next frame before it sleeps; 0 sleeps at once.
         isolate_batch_errors: a batch that fails is run again in parts, so that only guilty requests fail.
         async_communication: batches that arrive while others run are begun at once, on one event loop.
+        continuous_batching: requests run side by side, step by step, until the handler lets each of them end.
         every_metric: each update of a metric is sent, and the time of each batch; else what can be added up is.
     """
 
@@ -192,6 +195,7 @@ class Load:
     poll_seconds: float = 0.0
     isolate_batch_errors: bool = False
     async_communication: bool = False
+    continuous_batching: bool = False
     every_metric: bool = False
 
 
