@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import ClassVar
 
 from mariner.errors import BadRequest, QueueFull, RequestTimeout
 from mariner.jobs import Job, JobState
@@ -28,7 +29,13 @@ class JobQueue(ABC):
 
     Attributes:
         ahead: jobs that workers have been handed but not begun; the workers keep it.
+        crew: the workers that are ready, as the queue's owner knows them.
+        job_type: what jobs of this queue are.
+        shared: what one worker leaves, any other may take.
     """
+
+    job_type: ClassVar[type[Job]] = Job
+    shared: ClassVar[bool] = True
 
     def __init__(
         self, model: str, *, batch_size: int, max_delay: float, capacity: int, clock: Callable[[], float]
@@ -38,6 +45,7 @@ class JobQueue(ABC):
         self.max_delay = max_delay
         self.capacity = capacity
         self.ahead = 0
+        self.crew: Callable[[], Collection[object]] = tuple
         self._clock = clock
         self._jobs: deque[Job] = deque()
         self._earliest_deadline = math.inf  # of the jobs put since the last expire(); may be too early, never too late
@@ -81,11 +89,12 @@ class JobQueue(ABC):
             self._jobs.appendleft(job)
             self._earliest_deadline = min(self._earliest_deadline, job.deadline)
 
-    def take(self, *, partial: bool = True) -> list[Job]:
+    def take(self, *, partial: bool = True, worker: object = None) -> list[Job]:  # noqa: ARG002  (most queues are shared)
         """The next batch, or an empty list if none is due.
 
         Args:
             partial: whether a batch that is not full will do.
+            worker: who takes it.
         """
         if not self._jobs:
             return []
@@ -145,6 +154,13 @@ class JobQueue(ABC):
         self._jobs.clear()
         self._earliest_deadline = math.inf
         return jobs
+
+    def pinned(self, worker: object) -> int:  # noqa: ARG002
+        """How many open sequences only this worker can serve."""
+        return 0
+
+    def forget(self, worker: object) -> None:  # noqa: B027  (most queues know no workers)
+        """The process of a worker is gone, and what it kept in its memory."""
 
     def oldest(self) -> Job | None:
         """The job that waits longest."""

@@ -17,6 +17,8 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     ├── ServiceUnavailable    try again later, or elsewhere
     │   ├── QueueFull
     │   ├── NoWorker
+    │   ├── TooManySequences
+    │   ├── SequenceEnded
     │   └── Draining
     ├── RequestTimeout
     ├── WorkerDied            the process that ran the request is gone
@@ -48,7 +50,9 @@ __all__ = [
     "PredictionFailed",
     "QueueFull",
     "RequestTimeout",
+    "SequenceEnded",
     "ServiceUnavailable",
+    "TooManySequences",
     "UnregisterTimeout",
     "VersionNotFound",
     "WorkerDied",
@@ -207,6 +211,18 @@ class NoWorker(ServiceUnavailable):
     """The model has no worker and none is coming."""
 
     reason = "no_worker"
+
+
+class TooManySequences(ServiceUnavailable):
+    """As many sequences are open as ``maxNumSequence`` allows."""
+
+    reason = "too_many_sequences"
+
+
+class SequenceEnded(ServiceUnavailable):
+    """The sequence that the request belongs to was closed, lasted too long, or lost its worker."""
+
+    reason = "sequence_ended"
 
 
 class Draining(ServiceUnavailable):

@@ -72,8 +72,8 @@ class ModelSettings:
         isolate_batch_errors: a batch that fails is run again in parts. Never for models that keep state between the
             requests of a sequence or a stream: a second run would count twice.
         warm_start: its workers fork from a process that has imported PyTorch, where they use it.
-        overlap: most requests that a worker runs side by side (``asyncCommunication``); 0 if it runs batches one after
-            the other. Such workers get single requests.
+        overlap: most requests that a worker runs side by side (``asyncCommunication``, ``continuousBatching``); 0 if it
+            runs batches one after the other. Such workers get single requests.
         config: the whole model YAML, for what is passed through.
     """
 
@@ -161,7 +161,7 @@ def choose(
 
     minimum, maximum = _workers(config, yaml, options, preset, automatic_workers, asked_by)
     batch_size = _first(asked(options.batch_size), model(yaml.batch_size), models("batchSize"), Choice(1, "default"))
-    if yaml.async_communication:
+    if yaml.async_communication and not yaml.continuous_batching:
         batch_size = Choice(1, f"{MODEL_CONFIG}, asyncCommunication")
     queue_size = _first(model(yaml.job_queue_size or None), server("job_queue_size"))
     isolate = _first(model(yaml.isolate_batch_errors), server("isolate_batch_errors"))
@@ -201,8 +201,15 @@ def choose(
         "job_ticket": _first(model(yaml.use_job_ticket), Choice(False, "default")),
         "isolate_batch_errors": isolate,
         "warm_start": _first(model(yaml.warm_start), server("warm_start")),
-        "overlap": queue_size._replace(value=queue_size.value if yaml.async_communication else 0),
+        "overlap": Choice(_overlap(yaml, batch_size.value, queue_size.value), MODEL_CONFIG),
     }
+
+
+def _overlap(yaml: ModelConfig, batch_size: int, queue_size: int) -> int:
+    if yaml.continuous_batching:
+        # With sequences, a request that ends a running one must find room beside a full batch.
+        return max(1, batch_size) * (2 if yaml.sequence_batching else 1)
+    return queue_size if yaml.async_communication else 0
 
 
 def _workers(

@@ -61,6 +61,7 @@ class WorkerPool:
     ) -> None:
         self.recipe = recipe
         self.queue = queue
+        queue.crew = lambda: [worker for worker in self.workers if worker.state is State.READY]
         self.workers: list[Worker] = []  # oldest first
         self.min_workers = 0
         self.max_workers = 0
@@ -167,7 +168,7 @@ class WorkerPool:
         while len(self.workers) < min_workers:
             self._add()
         while len(self.workers) > max_workers:
-            self._remove(self.workers[-1])
+            self._remove(min(reversed(self.workers), key=self.queue.pinned))  # else the youngest
         self._note_readiness()
 
     async def settle(self) -> None:
@@ -322,7 +323,7 @@ class WorkerPool:
             workers[0].feed()
         else:
             for worker in workers:
-                if worker.idle and not worker.feed(1):
+                if worker.idle and not worker.feed(1) and self.queue.shared:
                     break
             if self.queue:
                 share = -(-len(self.queue) // (len(workers) * self.queue.batch_size))

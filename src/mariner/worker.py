@@ -248,7 +248,8 @@ class Worker:
         if len(self._frames) >= MAX_FRAMES:
             return 0
         while len(taken) < limit and self._has_room():
-            jobs = self._queue.take(partial=not self._batches or len(self._batches) * self.cost < LOW_WATER)
+            partial = not self._batches or len(self._batches) * self.cost < LOW_WATER
+            jobs = self._queue.take(partial=partial, worker=self)
             if not jobs:
                 break
             taken.append(self._accept(jobs))
@@ -372,6 +373,8 @@ class Worker:
     def _deliver_piece(self, reply: Reply) -> None:
         job, batch = self._jobs.get(reply.job_id, _NOBODY)
         if job is not None:
+            if not job.wanted and self.load.continuous_batching and self._process is not None:
+                self._process.send(encode_json(FrameKind.DROP, [reply.job_id]))
             if not job.streaming:
                 job.begun = batch.since if self._overlap else self._head_since
             batch.since = self._clock.time()
@@ -408,6 +411,7 @@ class Worker:
                     failed.append(job.request.id)
                 job.end(error)  # if nobody waits for it, this frees its body
         self._queue.put_back(untouched)
+        self._queue.forget(self)
         if failed:
             log.warning("%s died while it ran %s.", self.spec.name, _name_requests(failed))
         if untouched:

@@ -145,7 +145,6 @@ def _mapping(value: Any) -> Torchrun:
 
 _SWITCH = Kind("true or false", _boolean)
 _WORD = Kind("text", _text)
-_ON = frozenset({True})
 
 
 def _row(key: str, kind: Kind, doc: str, *, value: Any = None, **more: Any) -> Any:
@@ -229,21 +228,29 @@ class ModelConfig:
         default="false",
     )  # fmt: skip
     continuous_batching: bool | None = _row(
-        "continuousBatching", _SWITCH, "Requests join and leave running batches.", default="false", refused=_ON
-    )
+        "continuousBatching", _SWITCH,
+        "The handler is called step by step; requests join and leave between steps. See [Stateful sequences]"
+        "(../how-to/stateful-sequences.md#continuous-batches).",
+        default="false",
+    )  # fmt: skip
     sequence_batching: bool | None = _row(
-        "sequenceBatching", _SWITCH, "Requests of a sequence share a worker.", default="false", refused=_ON
-    )
+        "sequenceBatching", _SWITCH,
+        "Requests of a sequence go to one worker, in order. Needs `sequenceMaxIdleMSec`. See [Stateful sequences]"
+        "(../how-to/stateful-sequences.md).",
+        default="false",
+    )  # fmt: skip
     sequence_max_idle_msec: int | None = _row(
-        "sequenceMaxIdleMSec", _raised_to(0, "ms"), "Time without a request after which a sequence ends.", inert=True
-    )
+        "sequenceMaxIdleMSec", _raised_to(0, "ms"),
+        "Time without a request after which a sequence ends. Must be above 0 with `sequenceBatching`.",
+    )  # fmt: skip
     sequence_timeout_msec: int | None = _row(
-        "sequenceTimeoutMSec", _raised_to(0, "ms"), "Longest life of a sequence; 0 for no limit.", inert=True
+        "sequenceTimeoutMSec", _raised_to(0, "ms"), "Longest life of a sequence; 0 for no limit.", default="0"
     )
     max_sequence_job_queue_size: int | None = _row(
-        "maxSequenceJobQueueSize", _raised_to(1), "Most requests of one sequence that wait.", inert=True
-    )
-    max_num_sequence: int | None = _row("maxNumSequence", _raised_to(1), "Most sequences at a time.", inert=True)
+        "maxSequenceJobQueueSize", _raised_to(1),
+        "Most requests of one sequence that wait; counts in place of `jobQueueSize`.", default="1",
+    )  # fmt: skip
+    max_num_sequence: int | None = _row("maxNumSequence", _raised_to(1), "Most sequences at a time.", default="1")
     async_communication: bool | None = _row(
         "asyncCommunication", _SWITCH, "One worker runs the requests of an `async` handler side by side.",
         default="false",
