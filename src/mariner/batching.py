@@ -31,11 +31,9 @@ class JobQueue(ABC):
         ahead: jobs that workers have been handed but not begun; the workers keep it.
         crew: the workers that are ready, as the queue's owner knows them.
         job_type: what jobs of this queue are.
-        shared: what one worker leaves, any other may take.
     """
 
     job_type: ClassVar[type[Job]] = Job
-    shared: ClassVar[bool] = True
 
     def __init__(
         self, model: str, *, batch_size: int, max_delay: float, capacity: int, clock: Callable[[], float]
@@ -161,6 +159,9 @@ class JobQueue(ABC):
 
     def forget(self, worker: object) -> None:  # noqa: B027  (most queues know no workers)
         """The process of a worker is gone, and what it kept in its memory."""
+
+    def inherit(self, other: JobQueue) -> None:  # noqa: B027
+        """This queue takes the place of another, whose workers go."""
 
     def oldest(self) -> Job | None:
         """The job that waits longest."""

@@ -323,7 +323,7 @@ class WorkerPool:
             workers[0].feed()
         else:
             for worker in workers:
-                if worker.idle and not worker.feed(1) and self.queue.shared:
+                if worker.idle and not worker.feed(1):
                     break
             if self.queue:
                 share = -(-len(self.queue) // (len(workers) * self.queue.batch_size))
@@ -372,6 +372,7 @@ class WorkerPool:
 
     def take_over(self, other: WorkerPool) -> None:
         """Serves what waits in another pool that has no worker to serve it."""
+        self.queue.inherit(other.queue)
         if other.ready:
             return
         jobs = other.queue.remove_all()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import uuid
-from collections import deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -139,7 +139,6 @@ class SequenceQueue(JobQueue):
     """
 
     job_type = SequenceJob
-    shared = False
 
     def __init__(
         self,
@@ -155,7 +154,8 @@ class SequenceQueue(JobQueue):
         super().__init__(model, batch_size=batch_size, max_delay=max_delay, capacity=capacity, clock=clock)
         self.rules = rules
         self._new_id = new_id
-        self._sequences: dict[str, Sequence] = {}  # those that are open
+        self._sequences: OrderedDict[str, Sequence] = OrderedDict()  # the open ones, the longest without news first
+        self._pins: Counter[object] = Counter()  # how many of them each worker has
         self._lost: dict[str, float] = {}  # ids whose state went with a worker, and until when they are refused
 
     # -- as other queues ----------------------------------------------------------------------------------------------
@@ -221,21 +221,29 @@ class SequenceQueue(JobQueue):
 
     def pinned(self, worker: object) -> int:
         """How many open sequences a worker keeps."""
-        now = self._clock()
-        return sum(
-            sequence.worker is worker and not self._is_over(sequence, now) for sequence in self._sequences.values()
-        )
+        self._remove_over(self._clock())
+        return self._pins[worker]
 
     def forget(self, worker: object) -> None:
         """A worker is gone, and with it the state of its sequences: what waits and what comes later is refused."""
-        lost = [sequence for sequence in self._sequences.values() if sequence.worker is worker]
-        now = self._clock()
-        open_ = [sequence.id for sequence in lost if not self._is_over(sequence, now)]
-        if open_:
-            log.warning("%s: %d open sequences ended with the worker that kept their state.", self.model, len(open_))
-        self._lost.update(dict.fromkeys(open_, now + self.rules.max_idle))
-        for sequence in lost:
+        self._remove_over(self._clock())
+        gone = [sequence for sequence in self._sequences.values() if sequence.worker is worker]
+        if gone:
+            log.info("%s: %d open sequences ended with the worker that kept their state.", self.model, len(gone))
+        self._lose(sequence.id for sequence in gone)
+        for sequence in gone:
             self._close(sequence, self._lost_error(sequence.id))
+        del self._pins[worker]
+
+    def inherit(self, other: JobQueue) -> None:
+        """Another queue is left: who continues one of its sequences here is told that its state is gone."""
+        if isinstance(other, SequenceQueue):
+            self._lose(other.kept())
+
+    def kept(self) -> list[str]:
+        """The ids of the sequences whose state a worker keeps."""
+        self._remove_over(self._clock())
+        return [sequence.id for sequence in self._sequences.values() if sequence.worker is not None]
 
     # -- what jobs tell -----------------------------------------------------------------------------------------------
 
@@ -263,7 +271,7 @@ class SequenceQueue(JobQueue):
             sequence.waiting -= 1
         else:
             sequence.running -= 1
-        sequence.quiet_since = self._clock()
+        self._note_news(sequence, self._clock())
         answered = isinstance(outcome, Reply) and not outcome.failed
         unknown = job.named and not (job.wanted and (answered or job.streaming))  # nobody can continue it
         if (unknown or (job.last and answered)) and sequence.quiet:
@@ -294,7 +302,7 @@ class SequenceQueue(JobQueue):
         job.last = _is_true(found.get(rules.end_header.lower()))
         job.sequence = sequence
         sequence.waiting += 1
-        sequence.quiet_since = now
+        self._note_news(sequence, now)
 
     def _find(self, id_: str, now: float, *, starts: bool) -> Sequence | None:
         until = self._lost.get(id_)
@@ -306,7 +314,7 @@ class SequenceQueue(JobQueue):
         if sequence is None:
             return None
         if self._is_over(sequence, now):
-            del self._sequences[id_]
+            self._remove(sequence)
             return None
         if now >= sequence.ends:  # and something of it still waits or runs
             raise SequenceEnded(
@@ -316,22 +324,45 @@ class SequenceQueue(JobQueue):
         return sequence
 
     def _open(self, id_: str, now: float) -> Sequence:
+        while self._sequences and self._is_over(oldest := next(iter(self._sequences.values())), now):
+            self._remove(oldest)
         if len(self._sequences) >= self.rules.max_open:
-            self._sequences = {s.id: s for s in self._sequences.values() if not self._is_over(s, now)}
-            self._lost = {lost: until for lost, until in self._lost.items() if until > now}
-            if len(self._sequences) >= self.rules.max_open:
-                raise TooManySequences(
-                    f"{self.model} takes no further sequence: as many are open as maxNumSequence allows "
-                    f"({self.rules.max_open}).",
-                    hint="Retry when one of them has ended or idled for sequenceMaxIdleMSec, or raise maxNumSequence.",
-                    retry_after=1.0,
-                )
+            self._remove_over(now)  # also those that have lasted too long
+        if len(self._sequences) >= self.rules.max_open:
+            raise TooManySequences(
+                f"{self.model} takes no further sequence: as many are open as maxNumSequence allows "
+                f"({self.rules.max_open}).",
+                hint="Retry when one of them has ended or idled for sequenceMaxIdleMSec, or raise maxNumSequence.",
+                retry_after=1.0,
+            )
         sequence = self._sequences[id_] = Sequence(id_, self, now=now, ends=now + self.rules.max_life)
         self._pin(sequence)
         return sequence
 
     def _pin(self, sequence: Sequence) -> None:
-        sequence.worker = min(self.crew(), key=self.pinned, default=None)
+        sequence.worker = min(self.crew(), key=self._pins.__getitem__, default=None)
+        if sequence.worker is not None:
+            self._pins[sequence.worker] += 1
+
+    def _note_news(self, sequence: Sequence, now: float) -> None:
+        sequence.quiet_since = now
+        if self._sequences.get(sequence.id) is sequence:
+            self._sequences.move_to_end(sequence.id)
+
+    def _remove(self, sequence: Sequence) -> None:
+        del self._sequences[sequence.id]
+        if sequence.worker is not None:
+            self._pins[sequence.worker] -= 1
+
+    def _remove_over(self, now: float) -> None:
+        for sequence in [sequence for sequence in self._sequences.values() if self._is_over(sequence, now)]:
+            self._remove(sequence)
+
+    def _lose(self, ids: Iterable[str]) -> None:
+        """Remembers ids that are refused from now on, as long as their sequences could have idled."""
+        now = self._clock()
+        self._lost = {id_: until for id_, until in self._lost.items() if until > now}
+        self._lost.update(dict.fromkeys(ids, now + self.rules.max_idle))
 
     def _is_over(self, sequence: Sequence, now: float) -> bool:
         return sequence.quiet and now >= min(sequence.ends, sequence.quiet_since + self.rules.max_idle)
@@ -371,7 +402,7 @@ class SequenceQueue(JobQueue):
         """Takes a sequence away and answers what waits of it."""
         if self._sequences.get(sequence.id) is not sequence:
             return
-        del self._sequences[sequence.id]
+        self._remove(sequence)
         if not sequence.waiting:
             return
         mine = [job for job in self._jobs if isinstance(job, SequenceJob) and job.sequence is sequence]

@@ -177,15 +177,15 @@ async def test_scaling_down_stops_the_worker_with_the_fewest_sequences() -> None
     s = Scene(echo=True)
     await s.start(2)
     s.put("a1", "b1", "c1")
-    await settle()
+    await s.clock.advance(30)
+    s.put("b2", "d1")
+    await s.clock.advance(30)  # a and c have idled, so that the older worker has none
     s.pool.scale(1, 1)
     await settle()
-    assert [process.finishing for process in s.engine.processes] == [False, True]
-    with pytest.raises(SequenceEnded):
-        s.put("b2")
-    s.put("a2", "c2")
+    assert [process.finishing for process in s.engine.processes] == [True, False]
+    s.put("b3", "d2")
     await settle()
-    assert s.sent(0) == [["a1", "c1"], ["a2", "c2"]]
+    assert s.sent(1) == [["b1"], ["b2", "d1"], ["b3", "d2"]]
 
 
 async def test_a_worker_that_goes_answers_what_it_has_and_refuses_what_waits_for_it() -> None:
@@ -198,6 +198,35 @@ async def test_a_worker_that_goes_answers_what_it_has_and_refuses_what_waits_for
     await s.answer(1)
     assert isinstance(s.outcome("b1"), Reply)
     assert isinstance(s.outcome("b2"), SequenceEnded)
+
+
+async def test_a_pool_that_takes_the_place_of_another_does_not_pretend_to_know_its_sequences() -> None:
+    old, new = Scene(echo=True), Scene(echo=True)
+    await old.start(1)
+    await new.start(1)
+    old.put("a1", "b1")
+    await settle()
+    new.pool.take_over(old.pool)
+    for name in ("a2", "b2"):
+        with pytest.raises(SequenceEnded, match="the worker that kept its state is gone"):
+            new.put(name)
+    new.put("c1")
+    await settle()
+    assert new.sent(0) == [["c1"]]
+
+
+async def test_a_pool_serves_sequences_that_nobody_has_begun_for_another() -> None:
+    old, new = Scene(), Scene(echo=True)
+    old.engine.loads = False
+    old.pool.scale(1, 1)
+    await new.start(1)
+    old.put("a1", "a2")
+    new.pool.take_over(old.pool)
+    await settle()
+    assert isinstance(old.outcome("a1"), Reply)
+    new.put("a3")
+    await settle()
+    assert new.sent(0) == [["a1"], ["a2"], ["a3"]]
 
 
 async def test_draining_answers_what_waits_of_each_sequence() -> None:

@@ -115,6 +115,15 @@ def test_a_request_whose_client_has_gone_does_not_hold_up_the_next() -> None:
     assert ids(told.take()) == ["a2"]
 
 
+def test_a_request_whose_client_has_gone_does_not_count_as_waiting() -> None:
+    told = Told(max_open=1, max_waiting=1)
+    told.put("a1", "a").cancel()
+    told.put("a2", "a").cancel()
+    told.now += 10
+    told.put("b1", "b")
+    assert told.run() == ["b1"]
+
+
 def test_a_request_that_runs_without_its_client_still_holds_up_the_next() -> None:
     told = Told()
     told.put("a1", "a")
@@ -333,6 +342,20 @@ def test_a_sequence_ends_when_it_has_lasted_long_enough_however_busy_it_is() -> 
     assert told.run() == ["b"]
 
 
+def test_one_that_has_lasted_too_long_gives_its_place_away_before_those_with_older_news() -> None:
+    told = Told(max_open=2, max_life=30.0, max_idle=100.0)
+    told.put("a1", "a")
+    told.now += 5
+    told.put("b1", "b")
+    told.run()
+    told.now += 20
+    told.put("a2", "a")
+    told.run()
+    told.now += 5
+    told.put("c1", "c")
+    assert told.run() == ["c1"]
+
+
 def test_a_request_behind_the_end_of_its_sequence_is_refused_while_others_still_run() -> None:
     told = Told(max_life=30.0)
     told.put("a1", "a")
@@ -408,6 +431,29 @@ def test_an_id_that_its_client_never_learned_keeps_no_place(outcome: Outcome) ->
     assert told.run() == ["y"]
 
 
+def test_an_id_that_came_with_a_piece_is_known_though_the_stream_fails() -> None:
+    told = Told(max_open=1)
+    told.put("x")
+    (job,) = told.take()
+    job.piece(Reply(1, b"piece", more=True))
+    job.end(Reply(1, b"boom", 503, failed=True))
+    with pytest.raises(TooManySequences):
+        told.put("y")
+    told.put("x2", "ts-seq-1")
+    assert told.run() == ["x2"]
+
+
+def test_an_answer_that_reaches_nobody_makes_no_id_known() -> None:
+    told = Told(max_open=1)
+    told.put("x").cancel()
+    told.put("y")
+    (job,) = told.take()
+    job.cancel()
+    job.end(Reply(1, b""))
+    told.put("z")
+    assert told.run() == ["z"]
+
+
 def test_names_of_headers_can_be_chosen() -> None:
     told = Told(id_header="X-Session", start_header="X-First", end_header="X-Last", max_open=1)
     told.put("x", X_Session="no: underscores")
@@ -467,9 +513,11 @@ def test_a_last_request_that_failed_may_be_sent_again() -> None:
     told.put("a1", "a", ts_request_sequence_end="true")
     (job,) = told.take()
     job.end(Reply(1, b"boom", 503, failed=True))
-    told.put("a2", "a", ts_request_sequence_end="true")
     with pytest.raises(TooManySequences):
         told.put("b1", "b")
+    told.put("a2", "a", ts_request_sequence_end="true")
+    told.run()
+    told.put("b1", "b")
 
 
 def test_a_last_request_with_others_behind_it_is_not_the_last() -> None:
