@@ -164,8 +164,6 @@ class FakeProcess:
                 self._say(encode_json(FrameKind.STARTED, {"pid": self._pid}))
                 if self._engine.loads:
                     self.loaded()
-            elif frame.kind is FrameKind.DROP:
-                self.dropped += frame.json()
             elif frame.kind is FrameKind.PREDICT:
                 self.frames += 1
                 # The frame's bytes are gone after this call; the values are kept.
@@ -174,6 +172,8 @@ class FakeProcess:
                 self._open += batches
                 if self._engine.handler is not None:
                     asyncio.get_running_loop().call_soon(self._run)
+            elif frame.kind is FrameKind.DROP:
+                self.dropped += frame.json()
 
     def finish(self) -> None:
         """The server will send nothing more."""

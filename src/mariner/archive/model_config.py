@@ -24,6 +24,7 @@ MAX_ALIASES = 50  # this and the next are the bounds of the reader TorchServe us
 MAX_DEPTH = 50
 CLOSE = 0.85  # likeness from which a name is taken for a misspelt one; handlers have keys of their own
 MAX_MERGED_KEYS = 10_000  # merge keys (<<) copy, so that 50 of them could still double 50 times
+_OF_SEQUENCES = ("sequenceMaxIdleMSec", "sequenceTimeoutMSec", "maxSequenceJobQueueSize", "maxNumSequence")
 
 
 class Kind(NamedTuple):
@@ -372,9 +373,12 @@ def read_model_config(path: Path) -> tuple[ModelConfig | None, list[str]]:
 def _without_effect(config: ModelConfig, document: Mapping[Any, Any]) -> list[str]:
     keys = [row.key for name, row in rows(ModelConfig).items() if row.inert and getattr(config, name) is not None]
     texts = [f"Keys without effect in this version: {', '.join(keys)}."] if keys else []
-    if config.parallel_type is None:
-        ignored = [key for key in ("parallelLevel", "torchrun") if document.get(key) not in (None, 0, 1)]
-        texts += [f"Without parallelType there is no effect of {' and '.join(ignored)}."] if ignored else []
+    for key, given, dependent in (
+        ("parallelType", config.parallel_type, ("parallelLevel", "torchrun")),
+        ("sequenceBatching", config.sequence_batching, _OF_SEQUENCES),
+    ):
+        ignored = [name for name in dependent if document.get(name) not in (None, 0, 1)]
+        texts += [f"Without {key} there is no effect of {' and '.join(ignored)}."] if ignored and not given else []
     return texts
 
 

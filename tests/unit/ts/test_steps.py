@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -68,6 +69,7 @@ class Line:
 
         service = Service(Context("net", "/", None, 8, None, "0", metrics=Metrics()), look, self._piece)
         Steps(self.theirs, lambda: self.theirs.recv(1 << 16), FrameDecoder(), service, Outbox(self.theirs)).run()
+        service.close()
         self.theirs.close()
         decoder = FrameDecoder()
         while received := self.end.recv(1 << 16):
@@ -268,6 +270,18 @@ def test_what_asks_for_something_else_is_run_alone(line: Line, asked: str) -> No
     line.send("r1")
     line.run(until({"r1": 2, "r2": 99}, then))
     assert [list(step) for step in line.seen] == [["r1"], ["r2"], ["r1"]]
+
+
+def test_an_asynchronous_handler_is_called_step_by_step_too(line: Line) -> None:
+    working = until({"r1": 2})
+
+    async def handle(data: list[dict[str, Any]], context: Context) -> list[str]:
+        await asyncio.sleep(0)
+        return working(data, context)
+
+    line.send("r1")
+    line.close()
+    assert answer(line.run(handle), 1) == [(b"r1.1", True), (b"r1.2", False)]
 
 
 def test_sigterm_lets_what_has_arrived_come_to_its_end(line: Line) -> None:

@@ -224,6 +224,11 @@ def test_every_key_has_a_text_for_the_reference_page() -> None:
             ["Without parallelType there is no effect of parallelLevel and torchrun."],
         ),
         ("parallelLevel: 1\n", []),
+        (
+            "sequenceMaxIdleMSec: 5\nmaxNumSequence: 2\nsequenceBatching: false\n",
+            ["Without sequenceBatching there is no effect of sequenceMaxIdleMSec and maxNumSequence."],
+        ),
+        ("sequenceMaxIdleMSec: 5\nmaxNumSequence: 2\nsequenceBatching: true\n", []),
         ("autoscale: false\n", ["Keys without effect in this version: autoscale."]),
         ("Batch-Size: 1\n", ["Unknown key Batch-Size is left to the handler. Did you mean batchSize?"]),
         ("maxNumSequences: 1\n", ["Unknown key maxNumSequences is left to the handler. Did you mean maxNumSequence?"]),
