@@ -59,9 +59,10 @@ class Sequence:
         waiting: its jobs that wait.
         running: its jobs that the worker has.
         quiet_since: when its last job came or left.
+        ending: a client has ended it; it goes when it is quiet.
     """
 
-    __slots__ = ("ends", "id", "queue", "quiet_since", "running", "waiting", "worker")
+    __slots__ = ("ending", "ends", "id", "queue", "quiet_since", "running", "waiting", "worker")
 
     def __init__(self, id_: str, queue: SequenceQueue, *, now: float, ends: float) -> None:
         self.id = id_
@@ -70,6 +71,7 @@ class Sequence:
         self.worker: object | None = None
         self.waiting = self.running = 0
         self.quiet_since = now
+        self.ending = False
 
     @property
     def quiet(self) -> bool:
@@ -274,7 +276,8 @@ class SequenceQueue(JobQueue):
         self._note_news(sequence, self._clock())
         answered = isinstance(outcome, Reply) and not outcome.failed
         unknown = job.named and not (job.wanted and (answered or job.streaming))  # nobody can continue it
-        if (unknown or (job.last and answered)) and sequence.quiet:
+        sequence.ending |= answered and job.last
+        if (unknown or sequence.ending) and sequence.quiet:
             self._close(sequence, self._ended_error(sequence.id))
 
     # -- sequences ----------------------------------------------------------------------------------------------------
@@ -284,7 +287,8 @@ class SequenceQueue(JobQueue):
         rules, now = self.rules, self._clock()
         found = {name.lower(): value for name, value in unpack_headers(job.request.headers)}
         id_ = found.get(rules.id_header.lower(), "")
-        sequence = self._find(id_, now, starts=_is_true(found.get(rules.start_header.lower()))) if id_ else None
+        starts = _is_true(found.get(rules.start_header.lower()))
+        sequence = self._find(id_, now, starts=starts) if id_ else None
         if sequence is None:
             sequence = self._open(id_ or self._new_id(), now)
         elif sequence.waiting >= rules.max_waiting:
@@ -302,6 +306,7 @@ class SequenceQueue(JobQueue):
         job.last = _is_true(found.get(rules.end_header.lower()))
         job.sequence = sequence
         sequence.waiting += 1
+        sequence.ending &= not starts
         self._note_news(sequence, now)
 
     def _find(self, id_: str, now: float, *, starts: bool) -> Sequence | None:

@@ -520,11 +520,38 @@ def test_a_last_request_that_failed_may_be_sent_again() -> None:
     told.put("b1", "b")
 
 
-def test_a_last_request_with_others_behind_it_is_not_the_last() -> None:
-    told = Told()
+def test_a_sequence_that_is_ended_while_others_of_it_wait_goes_when_they_are_answered() -> None:
+    told = Told(max_open=1)
     told.put("a1", "a", ts_request_sequence_end="true")
     told.put("a2", "a")
-    assert [told.run(), told.run()] == [["a1"], ["a2"]]
+    told.run()
+    with pytest.raises(TooManySequences):
+        told.put("b1", "b")
+    assert told.run() == ["a2"]
+    told.put("b2", "b")
+
+
+def test_a_sequence_that_is_ended_by_one_request_goes_when_the_streams_beside_it_are_over() -> None:
+    told = Told(max_open=1, side_by_side=True, batch_size=1)
+    told.put("a1", "a")
+    told.put("a2", "a", ts_request_sequence_end="true")
+    (stream,) = told.take()
+    assert told.run() == ["a2"]
+    with pytest.raises(TooManySequences):
+        told.put("b1", "b")
+    stream.end(Reply(1, b""))
+    told.put("b2", "b")
+
+
+def test_a_sequence_that_is_begun_anew_behind_its_end_goes_on() -> None:
+    told = Told(max_open=1)
+    told.put("a1", "a", ts_request_sequence_end="true")
+    told.put("a2", "a")
+    told.run()
+    told.put("a3", "a", ts_request_sequence_start="true")
+    assert [told.run(), told.run()] == [["a2"], ["a3"]]
+    with pytest.raises(TooManySequences):
+        told.put("b1", "b")
 
 
 def test_every_job_ends_once() -> None:
