@@ -95,13 +95,6 @@ class SequenceJob(Job):
         self.sequence: Sequence | None = None
         self.last = self.named = False
 
-    def begin(self, now: float) -> None:
-        """A worker took the job."""
-        super().begin(now)
-        if self.sequence is not None:
-            self.sequence.waiting -= 1
-            self.sequence.running += 1
-
     def piece(self, reply: Reply) -> None:
         """Delivers one piece of a streamed answer."""
         if self.sequence is not None:
@@ -204,6 +197,10 @@ class SequenceQueue(JobQueue):
         batch, full = self._collect(worker)
         if not batch or not (full or (partial and self.due(batch[0], now))):
             return []
+        for job in batch:
+            if isinstance(job, SequenceJob) and job.sequence is not None:
+                job.sequence.waiting -= 1
+                job.sequence.running += 1
         taken = set(batch)
         self._jobs = deque(job for job in self._jobs if job.state is JobState.WAITING and job not in taken)
         return batch
