@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from typing import ClassVar
 
 from mariner.errors import BadRequest, MarinerError, QueueFull
 from mariner.jobs import Job, JobState
@@ -29,10 +30,14 @@ class JobQueue(ABC):
 
     Attributes:
         ahead: jobs that workers have been handed but not begun; the workers keep it.
+        crew: the workers that are ready, as the queue's owner knows them.
+        job_type: what jobs of this queue are.
         may_risk: asked when the turn of suspects has come: whether a worker may be risked for them now. Until then they
             wait, and others overtake them.
         refusals: how many jobs were refused or gave up waiting, by reason; whoever refuses one counts it here.
     """
+
+    job_type: ClassVar[type[Job]] = Job
 
     def __init__(
         self, model: str, *, batch_size: int, max_delay: float, capacity: int, clock: Callable[[], float]
@@ -42,6 +47,7 @@ class JobQueue(ABC):
         self.max_delay = max_delay
         self.capacity = capacity
         self.ahead = 0
+        self.crew: Callable[[], Collection[object]] = tuple
         self.may_risk: Callable[[], bool] = lambda: True
         self.refusals: Counter[str] = Counter()
         self._clock = clock
@@ -94,12 +100,19 @@ class JobQueue(ABC):
             first.append(self._jobs.popleft())
         self._jobs.extendleft(reversed([*first, *returned]))
 
-    def take(self, *, partial: bool = True, seconds: float = 0.0) -> list[Job]:
+    def take(
+        self,
+        *,
+        partial: bool = True,
+        seconds: float = 0.0,
+        worker: object = None,  # noqa: ARG002  (most queues are shared)
+    ) -> list[Job]:
         """The next batch, or an empty list if none is due.
 
         Args:
             partial: whether a batch that is not full will do.
             seconds: what the batch will take; jobs that have less left are not begun, see :meth:`expire`.
+            worker: who takes it.
         """
         if not self._jobs:
             return []
@@ -183,6 +196,16 @@ class JobQueue(ABC):
         self._jobs.clear()
         self._earliest_deadline = math.inf
         return jobs
+
+    def pinned(self, worker: object) -> int:  # noqa: ARG002
+        """How many open sequences only this worker can serve."""
+        return 0
+
+    def forget(self, worker: object) -> None:  # noqa: B027  (most queues know no workers)
+        """The process of a worker is gone, and what it kept in its memory."""
+
+    def inherit(self, other: JobQueue) -> None:  # noqa: B027
+        """This queue takes the place of another, whose workers go."""
 
     def oldest(self) -> Job | None:
         """The job that waits longest."""

@@ -22,6 +22,8 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     │   │   ├── Loading
     │   │   ├── Broken
     │   │   └── Busy
+    │   ├── TooManySequences
+    │   ├── SequenceEnded
     │   └── Draining
     ├── RequestTimeout
     ├── WorkerDied            the process that ran the request is gone
@@ -59,8 +61,10 @@ __all__ = [
     "Quarantined",
     "QueueFull",
     "RequestTimeout",
+    "SequenceEnded",
     "ServiceUnavailable",
     "Starting",
+    "TooManySequences",
     "VersionNotFound",
     "WorkerDied",
     "WorkerStartFailed",
@@ -242,6 +246,18 @@ class Busy(NoWorker):
     """Each worker is busy, and the model is not to let requests wait (``useJobTicket``)."""
 
     reason = "busy"
+
+
+class TooManySequences(ServiceUnavailable):
+    """As many sequences are open as ``maxNumSequence`` allows."""
+
+    reason = "too_many_sequences"
+
+
+class SequenceEnded(ServiceUnavailable):
+    """The sequence that the request belongs to was closed, lasted too long, or lost its worker."""
+
+    reason = "sequence_ended"
 
 
 class Draining(ServiceUnavailable):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from mariner.archive.model_config import ModelConfig
 from mariner.archive.read import Archive, derive_model_name, open_archive
 from mariner.archive.s3 import sign_get
 from mariner.autoscaling import MAX_WORKERS, Start, Stop
-from mariner.batching import make_queue
+from mariner.batching import JobQueue, make_queue
 from mariner.config import Config
 from mariner.deaths import DeathCertificate, DeathRegister
 from mariner.devices import Accelerators, DeviceAssigner, Vendor, cpu_quota, threads_per_worker
@@ -31,6 +32,7 @@ from mariner.pool import PoolObserver, WorkerPool
 from mariner.recipe import make_recipe, worker_environment
 from mariner.registry import ModelVersion
 from mariner.requirements import install_requirements, interpreter
+from mariner.sequences import Rules, SequenceQueue
 from mariner.worker import Clock, Worker
 
 __all__ = ["MAX_WORKERS", "ModelLoader"]
@@ -147,14 +149,7 @@ class ModelLoader:
             spare_processors=cpu_quota() > workers,
             room=partial(self._room, f"{name}/{manifest.model_version}", yaml),
         )
-        queue = make_queue(
-            settings.batching_policy,
-            f'Model "{name}"',
-            batch_size=settings.batch_size,
-            max_delay=settings.max_batch_delay,
-            capacity=settings.queue_size,
-            clock=self._clock.time,
-        )
+        queue = self._queue(f'Model "{name}"', settings)
         pool = WorkerPool(recipe, engine=self._engine, queue=queue, clock=self._clock, observer=self._observer)
         return ModelVersion(
             name,
@@ -217,12 +212,50 @@ class ModelLoader:
             cancelled=cancelled,
         )
 
+    def _queue(self, model: str, settings: ModelSettings) -> JobQueue:
+        """Where the requests of a version wait."""
+        yaml = settings.config
+        batch_size = 1 if settings.overlap else settings.batch_size
+        if not yaml.sequence_batching:
+            return make_queue(
+                settings.batching_policy,
+                model,
+                batch_size=batch_size,
+                max_delay=settings.max_batch_delay,
+                capacity=settings.queue_size,
+                clock=self._clock.time,
+            )
+        rules = Rules(
+            max_open=yaml.max_num_sequence or 1,
+            max_waiting=yaml.max_sequence_job_queue_size or 1,
+            max_idle=(yaml.sequence_max_idle_msec or 0) / 1000,
+            max_life=(yaml.sequence_timeout_msec or math.inf) / 1000,
+            side_by_side=bool(yaml.continuous_batching),
+            id_header=self._config.ts_header_key_sequence_id,
+            start_header=self._config.ts_header_key_sequence_start,
+            end_header=self._config.ts_header_key_sequence_end,
+        )
+        return SequenceQueue(
+            model,
+            rules,
+            batch_size=batch_size,
+            max_delay=settings.max_batch_delay if settings.batching_policy == "fill" else 0.0,
+            capacity=settings.queue_size,
+            clock=self._clock.time,
+        )
+
     def _usable_config(self, name: str, yaml: ModelConfig) -> ModelConfig:
         """The model config, less a list of devices that do not all exist.
 
         Raises:
-            InvalidArchive: it asks for what does not exist yet.
+            InvalidArchive: it asks for what does not exist yet, or for sequences that would never end.
         """
+        if yaml.sequence_batching and not yaml.sequence_max_idle_msec:
+            raise InvalidArchive(
+                f"Model {name} has sequenceBatching without sequenceMaxIdleMSec.",
+                hint="Set sequenceMaxIdleMSec above 0 in its model config: the time after which a sequence that nobody "
+                "continues is given up.",
+            )
         if refused := yaml.refused():
             raise InvalidArchive(
                 f"Model {name} cannot be served by this version: its model config has {', '.join(refused)}.",

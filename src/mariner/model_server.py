@@ -149,8 +149,10 @@ class ModelServer:
         self.metrics.inference_requested(name, label)
         now = self._clock.time()
         limit = timeout or found.settings.client_timeout or math.inf
-        job = Job(request, deliver, deadline=now + limit, created=now, slot=slot, label=label, alone=alone)
-        found.pool.put(job)
+        pool = found.pool
+        make = pool.queue.job_type
+        job = make(request, deliver, deadline=now + limit, created=now, slot=slot, label=label, alone=alone)
+        pool.put(job)
         return job
 
     def now(self) -> float:

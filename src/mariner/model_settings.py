@@ -87,8 +87,8 @@ class ModelSettings:
         isolate_batch_errors: a batch that fails is run again in parts. Never for models that keep state between the
             requests of a sequence or a stream: a second run would count twice.
         warm_start: its workers fork from a process that has imported PyTorch, where they use it.
-        overlap: most requests that a worker runs side by side (``asyncCommunication``); 0 if it runs batches one after
-            the other. Such workers get single requests.
+        overlap: most requests that a worker runs side by side (``asyncCommunication``, ``continuousBatching``); 0 if it
+            runs batches one after the other. Such workers get single requests.
         shared_weights: its workers on the CPU have their weights in one file.
         max_requests_per_worker: requests after which a worker is replaced; 0 for never.
         max_worker_memory_mb: MiB beyond which it is; 0 for never.
@@ -198,7 +198,7 @@ def choose(
     if not minimum.value and minimum.place == MODEL_CONFIG and not autoscale.value:
         minimum = minimum._replace(value=1)  # as in TorchServe: nobody else would start it
     batch_size = _first(asked(options.batch_size), model(yaml.batch_size), models("batchSize"), Choice(1, "default"))
-    if yaml.async_communication:
+    if yaml.async_communication and not yaml.continuous_batching:
         batch_size = Choice(1, f"{MODEL_CONFIG}, asyncCommunication")
     queue_size = _first(model(yaml.job_queue_size or None), server("job_queue_size"))
     isolate = _first(model(yaml.isolate_batch_errors), server("isolate_batch_errors"))
@@ -243,8 +243,15 @@ def choose(
         "max_worker_memory_mb": _first(model(yaml.max_worker_memory_mb), server("max_worker_memory_mb")),
         "autoscale": autoscale,
         "idle_timeout": _first(model(yaml.worker_idle_timeout_sec), server("worker_idle_timeout")),
-        "overlap": queue_size._replace(value=queue_size.value if yaml.async_communication else 0),
+        "overlap": Choice(_overlap(yaml, batch_size.value, queue_size.value), MODEL_CONFIG),
     }
+
+
+def _overlap(yaml: ModelConfig, batch_size: int, queue_size: int) -> int:
+    if yaml.continuous_batching:
+        # With sequences, a request that ends a running one must find room beside a full batch.
+        return max(1, batch_size) * (2 if yaml.sequence_batching else 1)
+    return queue_size if yaml.async_communication else 0
 
 
 # The fields of the settings that are keys of the model config under another name.
@@ -253,6 +260,7 @@ _FIELDS: Final = {
     "max_retry_timeout_in_sec": "retry_window",
     "client_timeout_in_mills": "client_timeout",
     "use_job_ticket": "job_ticket",
+    "worker_idle_timeout_sec": "idle_timeout",
 }
 _MILLISECONDS: Final = frozenset({"max_batch_delay", "client_timeout_in_mills"})
 

@@ -86,6 +86,7 @@ class WorkerPool:
     ) -> None:
         self.recipe = recipe
         self.queue = queue
+        queue.crew = lambda: [worker for worker in self.workers if worker.state is State.READY]
         self.workers: list[Worker] = []  # oldest first
         self.min_workers = 0
         self.max_workers = 0
@@ -227,7 +228,7 @@ class WorkerPool:
             self._remove(worker)
         self._fill()
         while len(self.workers) > max_workers:
-            self._remove(self.workers[-1])
+            self._remove(min(reversed(self.workers), key=self.queue.pinned))  # else the youngest
         self.scaler.resized()
         self._note_readiness()
         if self.recipe.limits and self._recycler is None:
@@ -477,6 +478,7 @@ class WorkerPool:
 
     def take_over(self, other: WorkerPool) -> None:
         """Serves what waits in another pool that has no worker to serve it."""
+        self.queue.inherit(other.queue)
         if other.ready:
             return
         jobs = other.queue.remove_all()

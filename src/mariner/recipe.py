@@ -109,7 +109,8 @@ def make_recipe(
             metrics_config=str(config.metrics_config or ""),
             poll_seconds=config.worker_poll_time if spare_processors else 0.0,
             isolate_batch_errors=settings.isolate_batch_errors,
-            async_communication=settings.overlap > 0,
+            async_communication=settings.overlap > 0 and not settings.config.continuous_batching,
+            continuous_batching=bool(settings.config.continuous_batching),
             shared_weights=str(archive.holder / "weights") if settings.shared_weights else "",
             every_metric=config.metrics_mode is not MetricsMode.PROMETHEUS,
         )
@@ -162,6 +163,8 @@ def worker_environment(base: Mapping[str, str], config: Config, threads: int) ->
     environment = {name: value for name, value in base.items() if name not in _SECRETS}
     for name in THREAD_VARIABLES:
         environment.setdefault(name, str(threads))
+    for part in ("id", "start", "end"):  # a handler's context looks here for the names
+        environment.setdefault(f"TS_REQUEST_SEQUENCE_{part.upper()}", getattr(config, f"ts_header_key_sequence_{part}"))
     environment["TS_DECODE_INPUT_REQUEST"] = str(config.decode_input_request).lower()
     environment["TS_IPEX_ENABLE"] = str(config.ipex_enable).lower()
     environment["TS_IPEX_GPU_ENABLE"] = str(config.ipex_gpu_enable).lower()

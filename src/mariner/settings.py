@@ -459,16 +459,16 @@ class Config:
         doc="Logging of C++ workers, which do not exist here.",
     )
     ts_header_key_sequence_id: str = setting(
-        "ts_request_sequence_id", inert=True, env="TS_HEADER_KEY_SEQUENCE_ID",
+        "ts_request_sequence_id", env="TS_HEADER_KEY_SEQUENCE_ID",
         doc="Header that names the sequence a request belongs to.",
     )  # fmt: skip
     ts_header_key_sequence_start: str = setting(
-        "ts_request_sequence_start", inert=True, env="TS_HEADER_KEY_SEQUENCE_START",
-        doc="Header that marks the first request of a sequence.",
+        "ts_request_sequence_start", env="TS_HEADER_KEY_SEQUENCE_START",
+        doc="Header that marks the first request of a sequence whose id the server chose; clients may send it, too.",
     )  # fmt: skip
     ts_header_key_sequence_end: str = setting(
-        "ts_request_sequence_end", inert=True, env="TS_HEADER_KEY_SEQUENCE_END",
-        doc="Header that marks the last request of a sequence.",
+        "ts_request_sequence_end", env="TS_HEADER_KEY_SEQUENCE_END",
+        doc="Header that marks the last request of a sequence; in answers, the ids of the sequences that end.",
     )  # fmt: skip
 
     metrics_mode: MetricsMode = setting(

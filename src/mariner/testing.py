@@ -132,6 +132,7 @@ class FakeProcess:
         load: the LOAD it got, None before.
         batches: every batch it was sent, oldest first.
         given_up: ids of the jobs that it was told nobody wants any more.
+        dropped: jobs of a continuous batch that it was told nobody waits for.
         finishing: it was asked to finish.
         killed: it was killed.
         asked: the signal that asked it for its stack before, 0 for none.
@@ -142,6 +143,7 @@ class FakeProcess:
         self.load: Load | None = None
         self.batches: list[Batch] = []
         self.given_up: list[int] = []
+        self.dropped: list[int] = []
         self.frames = 0
         self.finishing = False
         self.killed = False
@@ -174,6 +176,8 @@ class FakeProcess:
                 self._open += batches
                 if self._engine.handler is not None:
                     asyncio.get_running_loop().call_soon(self._run)
+            elif frame.kind is FrameKind.DROP:
+                self.dropped += frame.json()
 
     def give_up(self, job_id: int) -> None:
         """Nobody wants the answer to a job any more."""

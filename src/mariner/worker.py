@@ -287,9 +287,8 @@ class Worker:
         while len(taken) < limit and self._has_room():
             ahead = len(self._batches) * self.cost
             partial = not self._batches or ahead < LOW_WATER
-            jobs = self._queue.take(
-                partial=partial, seconds=MARGIN * (self.cost if self._overlap else self.cost + ahead)
-            )
+            seconds = MARGIN * (self.cost if self._overlap else self.cost + ahead)
+            jobs = self._queue.take(partial=partial, seconds=seconds, worker=self)
             if not jobs:
                 break
             taken.append(self._accept(jobs))
@@ -431,6 +430,8 @@ class Worker:
     def _deliver_piece(self, reply: Reply) -> None:
         job, batch = self._jobs.get(reply.job_id, _NOBODY)
         if job is not None:
+            if not job.wanted and self.load.continuous_batching and self._process is not None:
+                self._process.send(encode_json(FrameKind.DROP, [reply.job_id]))
             if not job.streaming:
                 job.begun = batch.since if self._overlap else self._head_since
             batch.since = self._clock.time()
@@ -468,6 +469,7 @@ class Worker:
         self.suspected = found.suspected
         found.tell(self.spec.name)
         self._queue.put_back([*found.untouched, *found.again])
+        self._queue.forget(self)
         for job in found.guilty:
             error.hint += " The request had killed another worker before and is not run again."
             self._owner.convicted(job, error)

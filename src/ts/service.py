@@ -172,6 +172,30 @@ class Service:
             self._jobs = self._processors = ()
             self._streams = {}  # a thread that the handler left behind streams to nobody
 
+    def step(self, jobs: Sequence[Job]) -> list[Reply]:
+        """One step of a continuous batch: a reply for each of its jobs, with ``more`` for those that stay in it.
+
+        Who stays is said by ``context.stopping_criteria``: at the job's index, a callable that is given the result and
+        returns False. None, or no criteria at all, means that the result is the whole answer.
+
+        Raises:
+            SystemExit: the handler wants the process to end.
+        """
+        try:
+            replies = self._answer(jobs, by_criteria=True)
+        except (SystemExit, KeyboardInterrupt):
+            raise
+        except BaseException as error:  # noqa: BLE001  # a worker survives whatever its handler does
+            return self._fail(jobs, error)
+        finally:
+            self._streams = {}  # a thread that the handler left behind streams to nobody
+        stays = {
+            job_id
+            for (job_id, _), processor in zip(jobs, self._processors, strict=True)
+            if processor.get_response_header("ts_stream_next") == "true"
+        }
+        return [reply._replace(more=reply.job_id in stays and not reply.failed) for reply in replies]
+
     def beside(self) -> Service:
         """A service for one more batch while others run: what concerns its requests is new, all else is shared."""
         service = copy.copy(self)
@@ -303,7 +327,7 @@ class Service:
         context.metrics.set_request_ids(request_ids)
         return [{part.name: self._value(part.value, part.content_type) for part in job[1].parts} for job in jobs]
 
-    def _answer(self, jobs: Sequence[Job]) -> list[Reply]:
+    def _answer(self, jobs: Sequence[Job], *, by_criteria: bool = False) -> list[Reply]:
         data = self._begin(jobs)
         started = time.perf_counter()
         try:
@@ -312,9 +336,9 @@ class Service:
                 results = self._complete(results)
         finally:
             self._seconds = time.perf_counter() - started
-        return self._finish(jobs, results)
+        return self._finish(jobs, results, by_criteria=by_criteria)
 
-    def _finish(self, jobs: Sequence[Job], results: Any) -> list[Reply]:
+    def _finish(self, jobs: Sequence[Job], results: Any, *, by_criteria: bool = False) -> list[Reply]:
         """The replies that the result of a call stands for."""
         if not isinstance(results, list):
             raise _BadOutput("Invalid model predict output")
@@ -327,8 +351,10 @@ class Service:
             if not self._isolates:
                 raise _BadOutput(UNSUPPORTED_OUTPUT) from error
             bodies = [_encode_or_log(item, job[1].id) for item, job in zip(results, jobs, strict=True)]
-        if self._streams:
+        if self._streams or by_criteria:
             self._end_streams()
+        if by_criteria and self.context.stopping_criteria:
+            self._apply_criteria(results)
         replies = [
             self._reply(job[0], body, processor)
             for job, body, processor in zip(jobs, bodies, self._processors, strict=True)
@@ -336,6 +362,14 @@ class Service:
         if self._emits_time:
             self.context.metrics.add_time(PREDICTION_METRIC, round(self._seconds * 1000, 2))
         return [reply for reply in replies if reply.job_id not in self._ended] if self._ended else replies
+
+    def _apply_criteria(self, results: list[Any]) -> None:
+        """Asks the handler's criteria which answers are complete; the header says so as it does in any stream."""
+        criteria = self.context.stopping_criteria
+        for index, processor in enumerate(self._processors):
+            complete = criteria[index](results[index])
+            if complete is not None:
+                processor.add_response_property("ts_stream_next", "false" if complete else "true")
 
     def _value(self, value: Buffer | Shared, content_type: str) -> Any:
         if isinstance(value, Shared):

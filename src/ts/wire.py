@@ -9,6 +9,7 @@ kind         direction  payload
 ===========  =========  ==================================================================
 LOAD         → worker   JSON: :class:`Load`
 PREDICT      → worker   batches of jobs, binary (below)
+DROP         → worker   JSON: ids of jobs of a continuous batch that nobody waits for any more
 STARTED      ← worker   JSON: ``{"pid": int}``, once the worker can take ``LOAD``
 LOADED       ← worker   JSON: :class:`Loaded`
 REPLIES      ← worker   replies, binary (below)
@@ -70,6 +71,7 @@ class FrameKind(IntEnum):
 
     LOAD = 1
     PREDICT = 2
+    DROP = 3
     STARTED = 16
     LOADED = 17
     REPLIES = 18
@@ -194,6 +196,7 @@ class Load:
         poll_seconds: how long the worker looks for its next frame before it sleeps; 0 sleeps at once.
         isolate_batch_errors: a batch that fails is run again in parts, so that only guilty requests fail.
         async_communication: batches that arrive while others run are begun at once, on one event loop.
+        continuous_batching: requests run side by side, step by step, until the handler lets each of them end.
         every_metric: each update of a metric is sent, and the time of each batch; else what can be added up is.
         shared_weights: file that the workers of the version may have their weights in, "" for each its own.
     """
@@ -212,6 +215,7 @@ class Load:
     poll_seconds: float = 0.0
     isolate_batch_errors: bool = False
     async_communication: bool = False
+    continuous_batching: bool = False
     every_metric: bool = False
     shared_weights: str = ""
 

@@ -29,6 +29,7 @@ from ts.faults import dump_stacks, locate, tell_device_state
 from ts.loader import enter_model_dir, load_service
 from ts.page import PAGE_BYTES, Page
 from ts.service import Service, out_of_memory
+from ts.steps import Steps
 from ts.wire import (
     Buffer,
     FrameDecoder,
@@ -195,7 +196,7 @@ class Worker:
         self._service: Service | None = None
         self._waiting = False
         self._stopping = False
-        self._overlaps = False
+        self._overlaps = self._steps = False
         self._polling = False
         self._poll_seconds = 0.0
 
@@ -217,8 +218,8 @@ class Worker:
                             return 1
                     else:
                         raise WireError(f"A worker cannot take frames of kind {frame.kind.name}.")
-                if self._overlaps and self._service is not None:
-                    self._run_overlapping(self._service)
+                if (self._overlaps or self._steps) and self._service is not None:
+                    self._run_side_by_side(self._service)
                     break
         finally:
             if self._service is not None:
@@ -260,6 +261,7 @@ class Worker:
     def _load(self, load: Load) -> bool:
         self._poll_seconds = load.poll_seconds
         self._overlaps = load.async_communication
+        self._steps = load.continuous_batching
         outbox = self._outbox
         if load.every_metric:
             outbox.keep_all_metrics()
@@ -286,7 +288,10 @@ class Worker:
         outbox.send_json(FrameKind.LOADED, Loaded(True, f"loaded model {load.model_name}"))
         return True
 
-    def _run_overlapping(self, service: Service) -> None:
+    def _run_side_by_side(self, service: Service) -> None:
+        if self._steps:
+            Steps(self._connection, self._receive, self._decoder, service, self._outbox).run()
+            return
         from ts.overlap import Overlap  # noqa: PLC0415  # most workers need no asyncio
 
         Overlap(self._connection, self._decoder, service, self._outbox).run()

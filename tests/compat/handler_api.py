@@ -128,7 +128,7 @@ class Scene:
     async def ask(
         self, method: str, path: str, body: bytes | str = b"", kind: Listener = Listener.INFERENCE, **headers: str
     ) -> Answer:
-        """One request on a connection of its own; underscores in names of headers are hyphens."""
+        """One request on a connection of its own; underscores in names of headers are hyphens, but in ``ts_…``."""
         client = await Client.connect(self.server, kind)
         try:
             return await client.ask(method, path, body.encode() if isinstance(body, str) else body, **headers)

@@ -132,8 +132,6 @@ ELSEWHERE = {
 LATER = {
     27: "there is no gRPC listener yet",
     38: "there is no gRPC listener yet",
-    40: "continuous batching is a batching policy that does not exist yet",
-    41: "sequence batching is a batching policy that does not exist yet",
     56: "workers of several ranks do not exist yet",
 }
 

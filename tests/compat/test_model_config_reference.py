@@ -19,8 +19,8 @@ from test_serving import put_model
 from mariner.auth import Listener
 from mariner.config import Config
 from mariner.devices import Accelerators, Vendor
-from mariner.errors import InvalidArchive, NoWorker
-from mariner.jobs import Part, Request
+from mariner.errors import InvalidArchive, NoWorker, QueueFull, TooManySequences
+from mariner.jobs import Outcome, Part, Reply, Request, pack_headers
 from mariner.metrics import Metrics
 from mariner.model_server import ModelServer
 from mariner.model_settings import RegisterOptions
@@ -48,9 +48,6 @@ LATER = {
     20: "workers of several ranks do not exist yet",
     25: "workers do not share GPUs in groups yet",
     26: "workers of several ranks do not exist yet",
-    33: "sequences do not exist yet",
-    34: "sequences do not exist yet",
-    35: "sequences do not exist yet",
 }
 
 
@@ -60,6 +57,7 @@ class Bench:
     def __init__(self, place: Path) -> None:
         self.place = place
         self.engine = FakeEngine(lambda requests: [b"done" for _ in requests])
+        self.clock = FakeClock()
 
     async def describe(
         self, config: str = "", options: RegisterOptions | None = None, *, gpus: int = 0, start: bool = False,
@@ -81,7 +79,7 @@ class Bench:
         return ModelServer(
             Config(model_store=store, **settings),
             engine=self.engine,
-            clock=FakeClock(),
+            clock=self.clock,
             metrics=Metrics(),
             accelerators=Accelerators(Vendor.NVIDIA, tuple(map(str, range(gpus)))) if gpus else Accelerators(),
             temp_dir=self.place,
@@ -324,13 +322,11 @@ async def test_22_a_word_that_is_no_parallel_type_is_none(bench: Bench) -> None:
 @pytest.mark.parametrize(
     ("config", "key"),
     [
-        pytest.param("parallelType: TP\ntorchrun: {nproc-per-node: 4}\n", "parallelType: tp", id="22"),
-        pytest.param("sequenceBatching: true\n", "sequenceBatching: true", id="32"),
-        ("continuousBatching: yes\n", "continuousBatching: true"),
+        ("parallelType: TP\ntorchrun: {nproc-per-node: 4}\n", "parallelType: tp"),
         ("batchingPolicy: slo\n", "batchingPolicy: slo"),
     ],
 )
-async def test_22_32_a_model_that_needs_what_is_not_there_yet_is_refused(bench: Bench, config: str, key: str) -> None:
+async def test_22_a_model_that_needs_what_is_not_there_yet_is_refused(bench: Bench, config: str, key: str) -> None:
     with pytest.raises(InvalidArchive, match=f"m cannot be served by this version: its model config has {key}"):
         await bench.describe(config)
     assert bench.server.list_models() == []
@@ -392,6 +388,98 @@ async def test_without_job_tickets_requests_wait(bench: Bench) -> None:
     await bench.describe("minWorkers: 1\nmaxWorkers: 1\n")
     for _ in range(3):
         bench.server.submit("m", None, Request("id", b"", [Part("body", "", b"x")]), lambda _: None)
+
+
+# -- sequences -------------------------------------------------------------------------------------------------------
+
+SEQUENCES = "minWorkers: 1\nmaxWorkers: 1\nsequenceBatching: true\nsequenceMaxIdleMSec: 5000\n"
+
+
+def continue_(bench: Bench, sequence: str) -> list[Outcome]:
+    """Sends a request of a sequence; what becomes of it."""
+    outcomes: list[Outcome] = []
+    request = Request("id", pack_headers([("ts_request_sequence_id", sequence)]), [Part("body", "", b"x")])
+    bench.server.submit("m", None, request, outcomes.append)
+    return outcomes
+
+
+@pytest.mark.parametrize("idle", ["", "sequenceMaxIdleMSec: 0\n", "sequenceMaxIdleMSec: -1\n"])
+async def test_32_sequences_that_would_never_end_are_refused(bench: Bench, idle: str) -> None:
+    # In TorchServe each of their requests fails.
+    with pytest.raises(InvalidArchive, match="Model m has sequenceBatching without sequenceMaxIdleMSec"):
+        await bench.describe(f"sequenceBatching: true\n{idle}")
+    assert bench.server.list_models() == []
+
+
+async def test_33_a_second_sequence_is_one_too_many_unless_more_are_allowed(bench: Bench) -> None:
+    description = await bench.describe(SEQUENCES)
+    keys = ("stateful", "maxNumSequence", "maxSequenceJobQueueSize")
+    assert [description[key] for key in keys] == [True, 1, 1]
+    continue_(bench, "a")
+    with pytest.raises(TooManySequences, match='Model "m" takes no further sequence'):
+        continue_(bench, "b")
+
+
+async def test_34_of_three_requests_of_a_sequence_one_runs_one_waits_one_is_refused(bench: Bench) -> None:
+    bench.engine.handler = None
+    await bench.describe(SEQUENCES + "maxSequenceJobQueueSize: 1\n")
+    continue_(bench, "a")
+    await settle()
+    continue_(bench, "a")
+    with pytest.raises(QueueFull, match="1 requests of sequence a wait, maxSequenceJobQueueSize is 1"):
+        continue_(bench, "a")
+
+
+async def test_35_a_sequence_that_idled_begins_anew(bench: Bench) -> None:
+    await bench.describe(SEQUENCES)
+    for moment in (4.9, 4.9, 5.0):
+        outcomes = continue_(bench, "a")
+        await settle()
+        assert isinstance(outcomes[0], Reply)
+        await bench.clock.advance(moment)
+    continue_(bench, "b")
+    with pytest.raises(TooManySequences):
+        continue_(bench, "a")
+
+
+async def test_a_sequence_has_no_longer_life_than_it_may(bench: Bench) -> None:
+    await bench.describe(SEQUENCES + "sequenceTimeoutMSec: 9000\n")
+    for _ in range(3):
+        continue_(bench, "a")
+        await bench.clock.advance(3)
+    continue_(bench, "b")
+
+
+@pytest.mark.parametrize(
+    ("config", "together", "single"),
+    [
+        ("minWorkers: 1\nmaxWorkers: 1\nbatchSize: 3\ncontinuousBatching: yes\n", 3, True),
+        (f"batchSize: 3\ncontinuousBatching: true\n{SEQUENCES}maxNumSequence: 9\n", 6, True),
+        (f"batchSize: 3\n{SEQUENCES}maxNumSequence: 9\n", 3, False),
+    ],
+)
+async def test_so_many_requests_run_together(bench: Bench, config: str, together: int, single: bool) -> None:
+    bench.engine.handler = None
+    await bench.describe(config)
+    for name in "abcdefgh":
+        continue_(bench, name)
+    await settle()
+    (process,) = bench.engine.processes
+    assert sum(len(batch.jobs) for batch in process.batches) == together
+    assert all(len(batch.jobs) == 1 for batch in process.batches) is single
+    assert process.load is not None
+    assert (process.load.batch_size, process.load.continuous_batching) == (3, single)
+
+
+async def test_names_of_sequence_headers_are_the_servers_in_workers_too(bench: Bench) -> None:
+    await bench.describe(SEQUENCES, ts_header_key_sequence_id="X-Session")
+    continue_(bench, "a")
+    with pytest.raises(TooManySequences):  # the header that it sends says nothing now, so that this is another one
+        continue_(bench, "a")
+    (version,) = bench.server.registry
+    environment = version.pool.recipe.spec(1).environment
+    assert environment["TS_REQUEST_SEQUENCE_ID"] == "X-Session"
+    assert environment["TS_REQUEST_SEQUENCE_END"] == "ts_request_sequence_end"
 
 
 # -- the rest --------------------------------------------------------------------------------------------------------

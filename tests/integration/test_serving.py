@@ -52,7 +52,8 @@ class Client:
 
     async def send(self, method: str, path: str, body: bytes = b"", **headers: str) -> None:
         lines = [f"{method} {path} HTTP/1.1", "Host: localhost", f"Content-Length: {len(body)}"]
-        lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
+        for name, value in headers.items():  # TorchServe's own headers are the only ones with underscores
+            lines.append(f"{name if name.startswith('ts_') else name.replace('_', '-')}: {value}")
         self.writer.write("\r\n".join([*lines, "", ""]).encode() + body)
         await self.writer.drain()
 

@@ -24,6 +24,7 @@ MAX_ALIASES = 50  # this and the next are the bounds of the reader TorchServe us
 MAX_DEPTH = 50
 CLOSE = 0.85  # likeness from which a name is taken for a misspelt one; handlers have keys of their own
 MAX_MERGED_KEYS = 10_000  # merge keys (<<) copy, so that 50 of them could still double 50 times
+_OF_SEQUENCES = ("sequenceMaxIdleMSec", "sequenceTimeoutMSec", "maxSequenceJobQueueSize", "maxNumSequence")
 
 
 class Kind(NamedTuple):
@@ -145,7 +146,6 @@ def _mapping(value: Any) -> Torchrun:
 
 _SWITCH = Kind("true or false", _boolean)
 _WORD = Kind("text", _text)
-_ON = frozenset({True})
 
 
 def _row(key: str, kind: Kind, doc: str, *, value: Any = None, **more: Any) -> Any:
@@ -231,21 +231,29 @@ class ModelConfig:
         default="false",
     )  # fmt: skip
     continuous_batching: bool | None = _row(
-        "continuousBatching", _SWITCH, "Requests join and leave running batches.", default="false", refused=_ON
-    )
+        "continuousBatching", _SWITCH,
+        "The handler is called step by step; requests join and leave between steps. See [Stateful sequences]"
+        "(../how-to/stateful-sequences.md#continuous-batches).",
+        default="false",
+    )  # fmt: skip
     sequence_batching: bool | None = _row(
-        "sequenceBatching", _SWITCH, "Requests of a sequence share a worker.", default="false", refused=_ON
-    )
+        "sequenceBatching", _SWITCH,
+        "Requests of a sequence go to one worker, in order. Needs `sequenceMaxIdleMSec`. See [Stateful sequences]"
+        "(../how-to/stateful-sequences.md).",
+        default="false",
+    )  # fmt: skip
     sequence_max_idle_msec: int | None = _row(
-        "sequenceMaxIdleMSec", _raised_to(0, "ms"), "Time without a request after which a sequence ends.", inert=True
-    )
+        "sequenceMaxIdleMSec", _raised_to(0, "ms"),
+        "Time without a request after which a sequence ends. Must be above 0 with `sequenceBatching`.",
+    )  # fmt: skip
     sequence_timeout_msec: int | None = _row(
-        "sequenceTimeoutMSec", _raised_to(0, "ms"), "Longest life of a sequence; 0 for no limit.", inert=True
+        "sequenceTimeoutMSec", _raised_to(0, "ms"), "Longest life of a sequence; 0 for no limit.", default="0"
     )
     max_sequence_job_queue_size: int | None = _row(
-        "maxSequenceJobQueueSize", _raised_to(1), "Most requests of one sequence that wait.", inert=True
-    )
-    max_num_sequence: int | None = _row("maxNumSequence", _raised_to(1), "Most sequences at a time.", inert=True)
+        "maxSequenceJobQueueSize", _raised_to(1),
+        "Most requests of one sequence that wait; counts in place of `jobQueueSize`.", default="1",
+    )  # fmt: skip
+    max_num_sequence: int | None = _row("maxNumSequence", _raised_to(1), "Most sequences at a time.", default="1")
     async_communication: bool | None = _row(
         "asyncCommunication", _SWITCH, "One worker runs the requests of an `async` handler side by side.",
         default="false",
@@ -380,9 +388,12 @@ def read_model_config(path: Path) -> tuple[ModelConfig | None, list[str]]:
 def _without_effect(config: ModelConfig, document: Mapping[Any, Any]) -> list[str]:
     keys = [row.key for name, row in rows(ModelConfig).items() if row.inert and getattr(config, name) is not None]
     texts = [f"Keys without effect in this version: {', '.join(keys)}."] if keys else []
-    if config.parallel_type is None:
-        ignored = [key for key in ("parallelLevel", "torchrun") if document.get(key) not in (None, 0, 1)]
-        texts += [f"Without parallelType there is no effect of {' and '.join(ignored)}."] if ignored else []
+    for key, given, dependent in (
+        ("parallelType", config.parallel_type, ("parallelLevel", "torchrun")),
+        ("sequenceBatching", config.sequence_batching, _OF_SEQUENCES),
+    ):
+        ignored = [name for name in dependent if document.get(name) not in (None, 0, 1)]
+        texts += [f"Without {key} there is no effect of {' and '.join(ignored)}."] if ignored and not given else []
     return texts
 
 

@@ -233,7 +233,6 @@ KSERVE: dict[str, str] = {
 """The checklist of KServe."""
 
 MISSING: dict[Item, str] = {
-    **dict.fromkeys(range(80, 86), "sequences are not served yet"),
     "K62": "gRPC is not served yet",
 }
 """Items that Mariner has nothing for, and what is not there."""

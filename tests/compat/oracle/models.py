@@ -32,6 +32,16 @@ class Packed:
 _ONE = "minWorkers: 1\nmaxWorkers: 1\n"
 _TOGETHER = f"{_ONE}batchSize: 2\nmaxBatchDelay: 2000\nbatchingPolicy: fill\n"
 _BATCHES = f"{_ONE}batchSize: 4\nmaxBatchDelay: 2000\n"
+_SEQUENCES = """
+minWorkers: {workers}
+maxWorkers: {workers}
+batchSize: 2
+maxBatchDelay: 50
+sequenceBatching: true
+sequenceMaxIdleMSec: {idle}
+maxNumSequence: {most}
+maxSequenceJobQueueSize: 4
+"""
 
 ARCHIVES = {
     "looks": Packed("looks"),
@@ -45,8 +55,17 @@ ARCHIVES = {
     "takes-time": Packed("takes_time"),
     "impatient": Packed("takes_time", config=f"{_ONE}clientTimeoutInMills: 100\n"),
     "streams": Packed("streams"),
-    # Recorded with continuousBatching: true, which models cannot have here yet.
-    "ends-at-once": Packed("ends_at_once", config=f"{_ONE}batchSize: 2\n"),
+    "ends-at-once": Packed("ends_at_once", config=f"{_ONE}batchSize: 2\ncontinuousBatching: true\n"),
+    "remembers": Packed("remembers", config=_SEQUENCES.format(workers=2, most=8, idle=60_000)),
+    "remembers-one": Packed("remembers", config=_SEQUENCES.format(workers=1, most=1, idle=60_000)),
+    "remembers-shortly": Packed("remembers", config=_SEQUENCES.format(workers=1, most=1, idle=2000)),
+    "remembers-briefly": Packed(
+        "remembers", config=_SEQUENCES.format(workers=1, most=1, idle=60_000) + "sequenceTimeoutMSec: 2000\n"
+    ),
+    "remembers-by-steps": Packed(
+        "remembers", config=_SEQUENCES.format(workers=1, most=1, idle=60_000) + "continuousBatching: true\n"
+    ),
+    "counts-down": Packed("counts_down", config=f"{_ONE}batchSize: 2\ncontinuousBatching: true\n"),
     "describes": Packed("describes"),
     "does-not-load": Packed("does_not_load"),
     "gives-up": Packed("does_not_load", config=f"{_ONE}maxRetryTimeoutInSec: 1\n"),

@@ -8,8 +8,19 @@ from oracle.scenarios.envelopes import ENVELOPES
 from oracle.scenarios.inference import INFERENCE
 from oracle.scenarios.kserve import KSERVE
 from oracle.scenarios.management import MANAGEMENT
+from oracle.scenarios.sequences import SEQUENCES
 from oracle.scenarios.settings import SETTINGS
 
 __all__ = ["SCENARIOS"]
 
-SCENARIOS: tuple[Scenario, ...] = (INFERENCE, MANAGEMENT, *SETTINGS, TOKENS, EXPIRY, SHARED, *ENVELOPES, *KSERVE)
+SCENARIOS: tuple[Scenario, ...] = (
+    INFERENCE,
+    SEQUENCES,
+    MANAGEMENT,
+    *SETTINGS,
+    TOKENS,
+    EXPIRY,
+    SHARED,
+    *ENVELOPES,
+    *KSERVE,
+)

@@ -226,6 +226,11 @@ def test_every_key_has_a_text_for_the_reference_page() -> None:
         ),
         ("parallelLevel: 1\n", []),
         ("latencySloMs: 9\n", ["Keys without effect in this version: latencySloMs."]),
+        (
+            "sequenceMaxIdleMSec: 5\nmaxNumSequence: 2\nsequenceBatching: false\n",
+            ["Without sequenceBatching there is no effect of sequenceMaxIdleMSec and maxNumSequence."],
+        ),
+        ("sequenceMaxIdleMSec: 5\nmaxNumSequence: 2\nsequenceBatching: true\n", []),
         ("Batch-Size: 1\n", ["Unknown key Batch-Size is left to the handler. Did you mean batchSize?"]),
         ("maxNumSequences: 1\n", ["Unknown key maxNumSequences is left to the handler. Did you mean maxNumSequence?"]),
         ("handler: {batchsize: 1}\npt2: inductor\nmicro_batching: {}\nmax_length: 50\n7: 8\n", []),
