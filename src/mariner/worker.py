@@ -202,7 +202,7 @@ class Worker:
         Raises:
             Death: it did not come so far.
         """
-        if self.stopping:
+        if self.state is State.DRAINING:
             raise Death("it was no longer wanted", loaded=False)
         self._reset()
         self.started_at = self._clock.time()
