@@ -31,7 +31,7 @@ from processes import ServerProcess, free_port
 MIB = 1 << 20
 BOUND = 4.0  # MiB; what the allocators of an idle process may still shift
 LARGE = 300_000  # bytes; beyond what travels in a frame
-PAUSE = 2.0  # seconds between two registrations
+ACTS = {"small": 4, "large": 1, "failing": 1, "leaving": 1, "registering": 1}  # clients that do so
 BARS = "▁▂▃▄▅▆▇█"
 WIDTH = 60  # characters of a line of bars
 HANDLER = """
@@ -61,9 +61,10 @@ def handle(data, context):
 class Soak:
     """Clients of one server, and what they saw."""
 
-    def __init__(self, inference: int, management: int) -> None:
+    def __init__(self, inference: int, management: int, pause: float) -> None:
         self.inference = inference
         self.management = management
+        self.pause = pause
         self.seen: Counter[str] = Counter()
         self.wrong: list[str] = []
 
@@ -126,7 +127,7 @@ class Soak:
         self.expect("describes", await self.ask(self.management, "GET", "/models/guest"), 200)
         self.expect("guest", await self.ask(self.inference, "POST", "/predictions/guest", b"abc"), 200, b"3")
         self.expect("unregisters", await self.ask(self.management, "DELETE", "/models/guest"), 200)
-        await asyncio.sleep(PAUSE)
+        await asyncio.sleep(self.pause)
 
     async def repeat(self, act: Callable[[], Awaitable[None]], until: float) -> None:
         while time.monotonic() < until:
@@ -223,11 +224,11 @@ async def soak(options: argparse.Namespace, directory: Path) -> bool:
     ]
     workers = ["--default-workers-per-model", "2"]
     with running([*command, *workers], directory) as server:
-        clients = Soak(inference, management)
+        clients = Soak(inference, management, options.pause)
         await ready(server, clients)
         seconds = options.minutes * 60
         until = time.monotonic() + seconds
-        acts = [clients.small] * 4 + [clients.large, clients.failing, clients.leaving, clients.registering]
+        acts = [getattr(clients, name) for name in options.acts for _ in range(ACTS[name])]
         memory = Memory(server)
         await asyncio.gather(memory.watch(until, options.interval), *(clients.repeat(act, until) for act in acts))
         good = report(memory, seconds, options.bound)
@@ -262,6 +263,8 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="how long")
     parser.add_argument("--interval", type=float, default=1.0, help="seconds between two looks at the memory")
     parser.add_argument("--bound", type=float, default=BOUND, help="MiB that a process may grow by")
+    parser.add_argument("--acts", nargs="+", choices=ACTS, default=list(ACTS), help="only these, to find what grows")
+    parser.add_argument("--pause", type=float, default=2.0, help="seconds between two registrations")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-") as directory:
         return 0 if asyncio.run(soak(options, Path(directory))) else 1

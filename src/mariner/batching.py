@@ -125,7 +125,7 @@ class JobQueue(ABC):
                 continue
             if job.alone:
                 if not batch:
-                    return [job] if job.suspicion is None else self._take_suspects(job, partial)
+                    return [job] if job.suspicion is None else self._take_suspects(job, partial=partial, seconds=seconds)
                 self._jobs.appendleft(job)  # what was collected goes now, this one next
                 return batch
             batch.append(job)
@@ -134,7 +134,7 @@ class JobQueue(ABC):
             return []
         return batch
 
-    def _take_suspects(self, first: Job, partial: bool) -> list[Job]:
+    def _take_suspects(self, first: Job, *, partial: bool, seconds: float) -> list[Job]:
         """The job that was just taken and those under the same suspicion, or what waits behind all suspects."""
         risked = self.may_risk()
         group = [first]
@@ -146,7 +146,7 @@ class JobQueue(ABC):
                 group.append(job)
         if risked:
             return group
-        batch = self.take(partial=partial)
+        batch = self.take(partial=partial, seconds=seconds)
         self.put_back(group)
         return batch
 

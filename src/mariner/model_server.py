@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,6 +32,8 @@ from mariner.worker import Clock
 __all__ = ["ModelServer", "Registered"]
 
 log = logging.getLogger(__name__)
+
+LAST_TIMERS = 10.0  # seconds after which no timer of a worker that has gone refers to it
 
 
 @dataclass(frozen=True, slots=True)
@@ -382,6 +385,9 @@ class ModelServer:
             await asyncio.to_thread(version.archive.remove, keep_download=keep_download)
         finally:
             self._leaving.remove(version)
+            # Pool, workers and processes refer to each other. Left to the collector, whose thresholds are those of a
+            # server that makes no cycles, hundreds of such versions would lie about.
+            self._clock.call_at(self._clock.time() + LAST_TIMERS, gc.collect)
 
     async def reload(self) -> None:
         """Replaces each version whose archive has changed since it was opened, one after the other.

@@ -221,8 +221,7 @@ class Worker:
         Raises:
             Death: it did not come so far.
         """
-        asked_to_go = self.stopping  # a name of its own: it may change while this waits
-        if asked_to_go:
+        if self.state is State.DRAINING:
             raise Death("it was no longer wanted", loaded=False)
         self._reset()
         self.started_at = self._clock.time()
