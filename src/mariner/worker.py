@@ -19,7 +19,7 @@ from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
-from mariner.overload import MARGIN, no_answer, waited_too_long
+from mariner.overload import no_answer, waited_too_long
 from ts.wire import (
     Batch,
     Frame,
@@ -261,10 +261,8 @@ class Worker:
             return 0
         while len(taken) < limit and self._has_room():
             ahead = len(self._batches) * self.cost
-            partial = not self._batches or ahead < LOW_WATER
-            jobs = self._queue.take(
-                partial=partial, seconds=MARGIN * (self.cost if self._overlap else self.cost + ahead)
-            )
+            seconds = self.cost if self._overlap else self.cost + ahead
+            jobs = self._queue.take(partial=ahead < LOW_WATER, seconds=seconds)
             if not jobs:
                 break
             taken.append(self._accept(jobs))
