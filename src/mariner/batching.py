@@ -13,7 +13,7 @@ from typing import ClassVar
 
 from mariner.errors import BadRequest, MarinerError, QueueFull
 from mariner.jobs import Job, JobState
-from mariner.overload import waited_too_long
+from mariner.overload import MARGIN, waited_too_long
 
 __all__ = ["POLICIES", "EagerQueue", "FillQueue", "JobQueue", "make_queue"]
 
@@ -111,13 +111,13 @@ class JobQueue(ABC):
 
         Args:
             partial: whether a batch that is not full will do.
-            seconds: what the batch will take; jobs that have less left are not begun, see :meth:`expire`.
+            seconds: what it will take, on average; jobs that have too little left are not begun, see :meth:`expire`.
             worker: who takes it.
         """
         if not self._jobs:
             return []
-        if self._earliest_deadline < math.inf and self._earliest_deadline <= self._clock() + seconds:
-            self.expire(seconds)
+        if self._earliest_deadline < math.inf and self._earliest_deadline <= self._clock() + MARGIN * seconds:
+            self.expire(MARGIN * seconds)
         batch: list[Job] = []
         while self._jobs and len(batch) < self.batch_size:
             job = self._jobs.popleft()

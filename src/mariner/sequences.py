@@ -17,6 +17,7 @@ from typing import Any
 from mariner.batching import JobQueue
 from mariner.errors import MarinerError, QueueFull, SequenceEnded, TooManySequences
 from mariner.jobs import Job, JobState, Outcome, Reply, pack_headers, unpack_headers
+from mariner.overload import MARGIN
 
 __all__ = ["Rules", "Sequence", "SequenceJob", "SequenceQueue"]
 
@@ -192,8 +193,8 @@ class SequenceQueue(JobQueue):
         if not self._jobs:
             return []
         now = self._clock()
-        if self._earliest_deadline <= now + seconds:
-            self.expire(seconds)
+        if self._earliest_deadline <= now + MARGIN * seconds:
+            self.expire(MARGIN * seconds)
         batch, full = self._collect(worker)
         if not batch or not (full or (partial and self.due(batch[0], now))):
             return []

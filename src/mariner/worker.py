@@ -21,7 +21,7 @@ from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
-from mariner.overload import MARGIN, no_answer, waited_too_long
+from mariner.overload import no_answer, waited_too_long
 from mariner.suspects import triage
 from ts.wire import (
     STACK_SIGNAL,
@@ -285,9 +285,8 @@ class Worker:
             return 0
         while len(taken) < limit and self._has_room():
             ahead = len(self._batches) * self.cost
-            partial = not self._batches or ahead < LOW_WATER
-            seconds = MARGIN * (self.cost if self._overlap else self.cost + ahead)
-            jobs = self._queue.take(partial=partial, seconds=seconds, worker=self)
+            seconds = self.cost if self._overlap else self.cost + ahead
+            jobs = self._queue.take(partial=ahead < LOW_WATER, seconds=seconds, worker=self)
             if not jobs:
                 break
             taken.append(self._accept(jobs))

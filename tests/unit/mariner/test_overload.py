@@ -10,7 +10,7 @@ import pytest
 from mariner.batching import JobQueue, make_queue
 from mariner.errors import RequestTimeout
 from mariner.jobs import Job, JobState, Outcome, Request
-from mariner.overload import expected_wait, retry_after
+from mariner.overload import MARGIN, expected_wait, retry_after
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Waiting:
         return job
 
     def take(self, seconds: float) -> list[str]:
-        return [job.request.id for job in self.queue.take(seconds=seconds)]
+        return [job.request.id for job in self.queue.take(seconds=seconds / MARGIN)]
 
 
 @pytest.fixture
