@@ -173,7 +173,7 @@ def test_the_bytes_of_a_predict_frame_are_the_documented_ones() -> None:
     request = Request("id", b"A\0b", [Part("body", "t", b"xyz"), Part("s", "", Shared(4096, 9))])
     assert joined(encode_predict([Batch(1, [(2, request)])])).hex() == (
         "52000000"  # payload length
-        "01020000"  # version, kind, reserved
+        "02020000"  # version, kind, reserved
         "010000000000000001000000"  # batch id, jobs
         "0200000000000000" "0200" "0200" "03000000"  # job id, lengths of request id, parts, headers
         "6964" "410062"
