@@ -125,7 +125,9 @@ class JobQueue(ABC):
                 continue
             if job.alone:
                 if not batch:
-                    return [job] if job.suspicion is None else self._take_suspects(job, partial=partial, seconds=seconds)
+                    if job.suspicion is not None:
+                        return self._take_suspects(job, partial=partial, seconds=seconds)
+                    return [job]
                 self._jobs.appendleft(job)  # what was collected goes now, this one next
                 return batch
             batch.append(job)

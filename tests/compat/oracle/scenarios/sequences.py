@@ -62,6 +62,7 @@ SEQUENCES = Scenario(
         _ends("the end of it by the handler", body=b"end", headers={_ID: "one"}, items=(85,)),
         _ends("another when it has ended", headers={_ID: "other"}, items=(85,)),
         _steps("three steps", body=b"3", items=(76,)),
+        _steps("two requests side by side", body=b"3", also=(b"2",)),
     ),
     models=(
         "remembers",
