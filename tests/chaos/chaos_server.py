@@ -29,6 +29,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 DISK = 24 << 20  # bytes of the small disk: the models unpacked and their logs fit, with room for a few more
 ARCHIVE = 2 << 20  # bytes that unpacking the archive takes of it
+OWN_ERROR = re.compile(r"\S+ (ERROR|CRITICAL) +(?!W-)")
 SAMPLE = re.compile(r'(\w+)(?:\{(?:.*?model_name="([^"]*)")?.*\})? (\S+)')
 
 MODELS = {
@@ -188,10 +189,16 @@ class ChaosServer:
             problems.append(f"the server ended with {code}: {self.process.last_lines()}")
         _, left = psutil.wait_procs(self._tree, 5.0)
         problems += [f"process {process.pid} is left: {_command(process)}" for process in left]
+        problems += [f"in the server's log: {line}" for line in self._errors()]
         if names := sorted(path.name for path in self.temporary.iterdir()):
             problems.append(f"left in its temporary directory: {', '.join(names)}")
         self.kill()
         return problems
+
+    def _errors(self) -> list[str]:
+        """Lines of the log, other than those of workers, in which the server owns up to an error."""
+        lines = self.process.log.read_text(errors="replace").splitlines()
+        return [line for line in lines if OWN_ERROR.match(line)]
 
     def kill(self) -> None:
         """Ends what is left, and gives the disk back."""
