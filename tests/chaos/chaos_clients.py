@@ -167,7 +167,8 @@ class Clients:
     async def _bid_farewell(self, client: Client) -> None:
         try:
             async with asyncio.timeout(PATIENCE):
-                client.writer.write_eof()
+                if not client.reader.at_eof():
+                    client.writer.write_eof()
                 if rest := await client.reader.read():
                     self.model.violate(f"bytes that nobody asked for: {rest[:200]!r}")
         except _ENDS as problem:

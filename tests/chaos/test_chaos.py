@@ -8,13 +8,14 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 
 import pytest
-from chaos_server import ChaosServer
+from chaos_run import run_chaos
+from chaos_server import MODELS, ChaosServer
+from chaos_steps import Ask, Strike, steps_of
 from lying_proxy import LIES, lying_proxy
-
-from chaos import run_chaos
 
 pytestmark = pytest.mark.slow
 
@@ -32,6 +33,12 @@ def test_half_a_minute_of_chaos_breaks_no_promise() -> None:
     assert re.search(rf"seed {seed}: 1,000 steps and \d+ faults", " ".join(done.stdout.split()))
 
 
+def test_a_seed_always_gives_the_same_steps() -> None:
+    first, again, other = ([*islice(steps_of(seed, list(MODELS)), 500)] for seed in (1, 1, 2))
+    assert first == again != other
+    assert {type(step) for step in first} == {Ask, Strike}
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[ChaosServer]:
     server = ChaosServer(tmp_path, torch=False)
@@ -40,7 +47,7 @@ def server(tmp_path: Path) -> Iterator[ChaosServer]:
 
 
 async def test_without_faults_and_lies_nothing_is_found(server: ChaosServer) -> None:
-    report = await run_chaos(server, seed=1, steps=60, seconds=1.0, faults=False)
+    report = await run_chaos(server, seed=1, steps=60, seconds=1.0, troubles=False)
     assert report.violations == []
 
 
@@ -58,5 +65,5 @@ async def test_without_faults_and_lies_nothing_is_found(server: ChaosServer) -> 
 async def test_a_lie_is_found(server: ChaosServer, lie: str, found: str) -> None:
     assert lie in LIES
     async with lying_proxy(server.ports["inference"], lie) as port:
-        report = await run_chaos(server, seed=1, steps=60, seconds=1.0, port=port, faults=False)
+        report = await run_chaos(server, seed=1, steps=60, seconds=1.0, port=port, troubles=False)
     assert [violation.text for violation in report.violations if found in violation.text]

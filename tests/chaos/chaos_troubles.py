@@ -1,4 +1,4 @@
-"""Faults: each does one thing to the server, tells the model from when to when, and leaves the server whole."""
+"""Troubles: each does one thing to the server, tells the model from when to when, and leaves the server whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from chaos_clients import Clients
 from chaos_model import Fault, Kind
 from chaos_server import ChaosServer, worker_pids
 
-__all__ = ["FAULTS", "World"]
+__all__ = ["TROUBLES", "Trouble", "World"]
 
 READY_SECONDS = 30.0  # after a fault all workers are there again; deaths in a row wait 0, 1, 1, 2, 3, 5 … s
 POLL_SECONDS = 0.02
@@ -24,10 +24,10 @@ POLL_SECONDS = 0.02
 class World:
     """What faults act on."""
 
-    def __init__(self, server: ChaosServer, clients: Clients, rng: random.Random) -> None:
+    def __init__(self, server: ChaosServer, clients: Clients) -> None:
         self.server = server
         self.clients = clients
-        self.rng = rng
+        self.slowest_recovery = 0.0  # seconds from a fault until its model was whole again
         self.model = clients.model
         self.exclusive: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one fault at a time for each model
 
@@ -54,15 +54,14 @@ class World:
             window = self.model.begin(fault, self.clients.now(), name)
             try:
                 yield
+                done = self.clients.now()
                 await self.until_ready(name)
+                self.slowest_recovery = max(self.slowest_recovery, self.clients.now() - done)
             finally:
                 self.model.end(window, self.clients.now())
 
-    def choose_model(self) -> str:
-        return self.rng.choice(self.server.models)
 
-
-class Chaos(ABC):
+class Trouble(ABC):
     """One thing that can be done.
 
     Attributes:
@@ -72,30 +71,26 @@ class Chaos(ABC):
     weight: int
 
     @abstractmethod
-    async def strike(self, world: World) -> None:
-        """Does it, and returns when it is over."""
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
+    async def strike(self, world: World, rng: random.Random) -> None:
+        """Does it, and returns when it is over; ``rng`` decides what is left open."""
 
 
-class KillWorker(Chaos):
+class KillWorker(Trouble):
     weight = 4
 
-    async def strike(self, world: World) -> None:
-        name = world.choose_model()
+    async def strike(self, world: World, rng: random.Random) -> None:
+        name = rng.choice(world.server.models)
         async with world.broken(Fault.WORKER_KILLED, name):
-            for pid in world.rng.sample(sorted(await world.workers(name)), 1):
+            for pid in rng.sample(sorted(await world.workers(name)), 1):
                 if pid:
                     with suppress(ProcessLookupError):
                         os.kill(pid, signal.SIGKILL)
 
 
-class KillTemplate(Chaos):
+class KillTemplate(Trouble):
     weight = 1
 
-    async def strike(self, world: World) -> None:
+    async def strike(self, world: World, rng: random.Random) -> None:
         if "warm" not in world.server.models:
             return
         async with world.broken(Fault.TEMPLATE_KILLED, "warm"):
@@ -103,14 +98,14 @@ class KillTemplate(Chaos):
                 template.kill()
 
 
-class StopWorker(Chaos):
+class StopWorker(Trouble):
     weight = 3
 
-    async def strike(self, world: World) -> None:
-        name = world.choose_model()
-        seconds = world.rng.uniform(0.05, 1.0)
+    async def strike(self, world: World, rng: random.Random) -> None:
+        name = rng.choice(world.server.models)
+        seconds = rng.uniform(0.05, 1.0)
         async with world.broken(Fault.WORKER_STOPPED, name):
-            (pid,) = world.rng.sample(sorted(await world.workers(name)), 1)
+            (pid,) = rng.sample(sorted(await world.workers(name)), 1)
             if pid:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGSTOP)
@@ -118,23 +113,23 @@ class StopWorker(Chaos):
                     os.kill(pid, signal.SIGCONT)
 
 
-class Poison(Chaos):
+class Poison(Trouble):
     """A request among others that ends the process that runs it: it exits, crashes or cuts the process's socket."""
 
     weight = 3
 
-    async def strike(self, world: World) -> None:
-        name, fail = world.choose_model(), world.rng.choice(["exit", "crash", "cut"])
+    async def strike(self, world: World, rng: random.Random) -> None:
+        name, fail = rng.choice(world.server.models), rng.choice(["exit", "crash", "cut"])
         async with world.broken(Fault.POISONED, name):
             deadly = world.clients.predict(name, Kind.DEADLY, fail=fail)
             await asyncio.gather(deadly, *(world.clients.predict(name) for _ in range(8)))
 
 
-class FillDisk(Chaos):
+class FillDisk(Trouble):
     weight = 2
 
-    async def strike(self, world: World) -> None:
-        seconds = world.rng.uniform(0.2, 1.5)
+    async def strike(self, world: World, rng: random.Random) -> None:
+        seconds = rng.uniform(0.2, 1.5)
         async with world.exclusive["passing"]:
             window = world.model.begin(Fault.DISK_FULL, world.clients.now())
             with world.server.full_disk():
@@ -144,12 +139,12 @@ class FillDisk(Chaos):
             await unregister(world)
 
 
-class JumpClock(Chaos):
+class JumpClock(Trouble):
     weight = 3
 
-    async def strike(self, world: World) -> None:
-        jump = world.rng.choice([-86_400.0, -3600.0, -30.0, 30.0, 3600.0, 86_400.0, 1e9])
-        seconds = world.rng.uniform(0.1, 1.0)
+    async def strike(self, world: World, rng: random.Random) -> None:
+        jump = rng.choice([-86_400.0, -3600.0, -30.0, 30.0, 3600.0, 86_400.0, 1e9])
+        seconds = rng.uniform(0.1, 1.0)
         window = world.model.begin(Fault.CLOCK_JUMPED, world.clients.now())
         world.server.jump(jump)
         await asyncio.sleep(seconds)
@@ -157,39 +152,39 @@ class JumpClock(Chaos):
         world.model.end(window, world.clients.now())
 
 
-class RudeClients(Chaos):
+class RudeClients(Trouble):
     weight = 8
 
-    async def strike(self, world: World) -> None:
-        clients, name = world.clients, world.rng.choice(["single", "batched"])
+    async def strike(self, world: World, rng: random.Random) -> None:
+        clients, name = world.clients, rng.choice(["single", "batched"])
         window = world.model.begin(Fault.CLIENTS_LEFT, clients.now(), name)
         ways = [clients.trickle, clients.half_close, clients.leave_early, clients.leave]
-        await asyncio.gather(*(world.rng.choice(ways)(name) for _ in range(8)))
+        await asyncio.gather(*(rng.choice(ways)(name) for _ in range(8)))
         world.model.end(window, clients.now())
 
 
-class Hurry(Chaos):
+class Hurry(Trouble):
     """More requests than the queue takes, most of which cannot be answered in time."""
 
     weight = 4
 
-    async def strike(self, world: World) -> None:
+    async def strike(self, world: World, rng: random.Random) -> None:
         window = world.model.begin(Fault.HURRY, world.clients.now(), "slow")
-        headers = {"X_Request_Timeout_Ms": str(world.rng.randrange(20, 500))}
+        headers = {"X_Request_Timeout_Ms": str(rng.randrange(20, 500))}
         asks = (world.clients.predict("slow", Kind.HURRIED, headers=headers, seconds=0.02) for _ in range(32))
         await asyncio.gather(*asks)
         world.model.end(window, world.clients.now())
 
 
-class ComeAndGo(Chaos):
+class ComeAndGo(Trouble):
     """A model is registered, asked and unregistered, by several who know nothing of each other."""
 
     weight = 3
 
-    async def strike(self, world: World) -> None:
+    async def strike(self, world: World, rng: random.Random) -> None:
         async with world.exclusive["passing"]:
             window = world.model.begin(Fault.COMING_AND_GOING, world.clients.now(), "passing")
-            await asyncio.gather(*(self._visit(world) for _ in range(world.rng.randrange(1, 4))))
+            await asyncio.gather(*(self._visit(world) for _ in range(rng.randrange(1, 4))))
             await unregister(world)
             world.model.end(window, world.clients.now())
 
@@ -199,11 +194,11 @@ class ComeAndGo(Chaos):
         await unregister(world)
 
 
-class Scale(Chaos):
+class Scale(Trouble):
     weight = 3
 
-    async def strike(self, world: World) -> None:
-        count = world.rng.randrange(1, 4)
+    async def strike(self, world: World, rng: random.Random) -> None:
+        count = rng.randrange(1, 4)
         async with world.broken(Fault.SCALED, "single"):
             await scale(world, count)
             workers = await world.workers("single")
@@ -211,21 +206,21 @@ class Scale(Chaos):
                 world.model.violate(f"single was scaled to {count} workers and has {workers}")
 
 
-class ScaleToNone(Chaos):
+class ScaleToNone(Trouble):
     weight = 1
 
-    async def strike(self, world: World) -> None:
+    async def strike(self, world: World, rng: random.Random) -> None:
         async with world.broken(Fault.WITHOUT_WORKERS, "single"):
             await scale(world, 0)
-            await asyncio.sleep(world.rng.uniform(0.0, 0.3))
+            await asyncio.sleep(rng.uniform(0.0, 0.3))
             await scale(world, 1)
 
 
-class MoveDefault(Chaos):
+class MoveDefault(Trouble):
     weight = 3
 
-    async def strike(self, world: World) -> None:
-        version = world.rng.choice(["1.0", "2.0"])
+    async def strike(self, world: World, rng: random.Random) -> None:
+        version = rng.choice(["1.0", "2.0"])
         async with world.broken(Fault.DEFAULT_MOVED, "versions"):
             path = f"/models/versions/{version}/set-default"
             await world.clients.manage(Kind.SET_DEFAULT, "versions", "PUT", path)
@@ -248,7 +243,7 @@ async def scale(world: World, count: int) -> None:
     await world.clients.manage(Kind.SCALE, "single", "PUT", path)
 
 
-FAULTS: tuple[Chaos, ...] = (
+TROUBLES: tuple[Trouble, ...] = (
     KillWorker(),
     KillTemplate(),
     StopWorker(),
