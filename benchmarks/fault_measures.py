@@ -17,6 +17,7 @@ __all__ = ["FAULTS", "Fault", "Finding"]
 
 ERROR_PAUSE = 0.1  # seconds after which a client that got an error tries again
 GIVE_UP = 20.0  # seconds after which a model that has not come back is given up
+BATCHES = {"batchSize": 4, "maxBatchDelay": 20}
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ async def load(server: FaultServer, model: str, clients: int, *, seconds: float 
 
 
 async def kill_worker(server: FaultServer) -> Finding:
-    await server.serve("killed")
+    await server.serve("killed", **BATCHES)
     async with load(server, "killed", 4) as clients:
         await asyncio.sleep(1.0)
         struck = time.monotonic()
@@ -112,7 +113,7 @@ async def crash_in_handler(server: FaultServer) -> Finding:
 
 
 async def _fatal_request(server: FaultServer, fail: str) -> Finding:
-    await server.serve(fail)
+    await server.serve(fail, **BATCHES)
     async with load(server, fail, 4) as clients:
         await asyncio.sleep(0.5)
         struck = time.monotonic()
@@ -125,7 +126,7 @@ async def _fatal_request(server: FaultServer, fail: str) -> Finding:
 def _death(clients: Load, back: float | None, fatal: Reply | None = None) -> Finding:
     shown = fatal or next(iter(clients.lost), None)
     lost, asked = len(clients.lost), len(clients.replies)
-    figure = f"{lost} of the others' requests lost" if fatal else f"{lost} requests lost"
+    figure = f"{_requests(lost)} of others lost" if fatal else f"{_requests(lost)} lost"
     figure += f", back after {_seconds(back)}"
     if shown is not None:
         figure += f"; client reads: {_quoted(shown.reason)}"
@@ -176,7 +177,7 @@ async def hang(server: FaultServer) -> Finding:
         back = await clients.until_back(struck)
     await server.unregister("hangs")
     figure = f"answer after {hung.seconds:.1f} s, next good answer after {_seconds(back)}; "
-    figure += f"{len(clients.lost)} waiting lost; client reads: {_quoted(hung.reason)}"
+    figure += f"{_requests(len(clients.lost))} of others lost; client reads: {_quoted(hung.reason)}"
     values = {"seconds": hung.seconds, "back_seconds": back, "lost": len(clients.lost), "reason": hung.reason}
     return Finding(figure, values)
 
@@ -285,6 +286,10 @@ async def stop_under_load(server: FaultServer) -> Finding:
     return Finding(figure, {"lost": len(lost), "of": 8, "seconds": seconds, "reason": lost[0].reason if lost else ""})
 
 
+def _requests(count: int) -> str:
+    return f"{count} request" if count == 1 else f"{count} requests"
+
+
 def _seconds(value: float | None) -> str:
     return f"more than {GIVE_UP:g} s" if value is None else f"{value:.1f} s"
 
@@ -295,9 +300,19 @@ def _quoted(text: str) -> str:
 
 
 FAULTS = (
-    Fault("kill", "A worker is killed", "`kill -9` under 4 clients", kill_worker),
-    Fault("exit", "A request ends the process", "`os._exit` in the handler, 4 other clients", exit_in_handler),
-    Fault("crash", "A request crashes the process", "a segmentation fault, 4 other clients", crash_in_handler),
+    Fault("kill", "A worker is killed", "`kill -9` under 4 clients, batches of up to 4", kill_worker),
+    Fault(
+        "exit",
+        "A request ends the process",
+        "`os._exit` in the handler, 4 other clients, batches of up to 4",
+        exit_in_handler,
+    ),
+    Fault(
+        "crash",
+        "A request crashes the process",
+        "a segmentation fault, 4 other clients, batches of up to 4",
+        crash_in_handler,
+    ),
     Fault("import", "The handler cannot be imported", "registered, synchronously; a package is missing", import_error),
     Fault("initialize", "`initialize` raises", "registered, synchronously", initialize_error),
     Fault("hang", "A request hangs", "`responseTimeout` is 2 s, one client waits behind it", hang),

@@ -84,7 +84,9 @@ ALLOWED = (
     Allowed(408, "deadline_exceeded", _of(Kind.HURRIED)),
     Allowed(504, "deadline_exceeded", _of(Kind.HURRIED)),
     Allowed(503, "queue_full", _of(Kind.HURRIED)),
-    Allowed(503, "queue_full", _of(Kind.PREDICT, Kind.RAISES, Kind.DEADLY), _of(Fault.HURRY)),
+    Allowed(
+        503, "queue_full", _of(Kind.PREDICT, Kind.RAISES, Kind.DEADLY), _DEATHS | {Fault.HURRY, Fault.WORKER_STOPPED}
+    ),
     Allowed(503, "no_worker", _of(Kind.PREDICT, Kind.RAISES, Kind.DEADLY), _of(Fault.WITHOUT_WORKERS)),
     # A model that comes and goes may be there or not.
     Allowed(404, "", _of(Kind.PASSING, Kind.UNREGISTER)),

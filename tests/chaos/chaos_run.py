@@ -20,8 +20,7 @@ from rich.table import Table
 __all__ = ["Report", "run_chaos"]
 
 AT_ONCE = 24  # steps of requests that run at a time
-PING_EVERY, PING_WITHIN = 0.1, 1.0  # seconds
-STALLED = 0.25  # seconds; if this process itself gets no processor for so long, a late ping says nothing
+PING_EVERY, PING_WITHIN = 0.1, 1.0  # seconds; the time in which nobody gave the server a processor is left out
 GROWTH = 64 << 20  # bytes by which the server's process may grow after the first fifth of a run
 SHOWN = 20  # violations that a report shows
 WITH_STEPS = 5  # of these, those with the steps before them
@@ -39,7 +38,6 @@ class Report:
     pings: int = 0
     slowest_ping: float = 0.0
     slowest_recovery: float = 0.0
-    stalls: int = 0
     model: Model = field(default_factory=Model)
 
     @property
@@ -67,12 +65,11 @@ class Report:
 
     def summary(self) -> str:
         """One line."""
-        stalls = f" ({self.stalls} not judged: this process got no processor)" if self.stalls else ""
         return (
             f"seed {self.seed}: {self.steps:,} steps and {self.model.faults.total():,} faults in {self.seconds:.0f} s, "
             f"{self.model.answers.total():,} answers, {self.model.tally.unseen:,} clients left; "
             f"slowest recovery {self.slowest_recovery:.1f} s; slowest of {self.pings:,} pings "
-            f"{self.slowest_ping * 1e3:.0f} ms{stalls}; memory {self.growth / 1e6:+.1f} MB; full disk by {self.disk}; "
+            f"{self.slowest_ping * 1e3:.0f} ms; memory {self.growth / 1e6:+.1f} MB; full disk by {self.disk}; "
             f"{len(self.violations)} violations"
         )
 
@@ -114,7 +111,6 @@ class _Run:
         self.world = World(server, self.clients)
         self._memory = 0
         self._tasks: set[asyncio.Task[None]] = set()
-        self._lag = 0.0  # longest delay of this process's own timer since the latest ping was sent
 
     async def whole(self) -> None:
         """All models are ready, and one request of each is answered."""
@@ -126,7 +122,7 @@ class _Run:
     async def take(self, steps: Iterable[Step], pace: float, count: int, progress: Callable[[int], object]) -> None:
         """Takes steps, one each ``pace`` seconds, and lets everything end that they began."""
         begun = time.monotonic()
-        watchers = [asyncio.create_task(self._watch_ping()), asyncio.create_task(self._watch_self())]
+        watcher = asyncio.create_task(self._watch_ping())
         room = asyncio.Semaphore(AT_ONCE)
         for number, step in enumerate(steps, 1):
             self.report.model.step(f"step {number} at {time.monotonic() - begun:.2f} s: {step}")
@@ -139,9 +135,8 @@ class _Run:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.whole()
-        for watcher in watchers:
-            watcher.cancel()
-        await asyncio.gather(*watchers, return_exceptions=True)
+        watcher.cancel()
+        await asyncio.gather(watcher, return_exceptions=True)
         self.report.seconds = time.monotonic() - begun
         self.report.slowest_recovery = self.world.slowest_recovery
 
@@ -174,23 +169,13 @@ class _Run:
     async def _watch_ping(self) -> None:
         while True:
             await asyncio.sleep(PING_EVERY)
-            self._lag = 0.0
-            begun = time.monotonic()
+            begun = time.monotonic() - self.server.starved()
             await self.clients.ask(Kind.LOOK, "", "GET", "/ping")
-            took = time.monotonic() - begun
+            took = time.monotonic() - self.server.starved() - begun
             self.report.pings += 1
-            if self._lag > STALLED:
-                self.report.stalls += 1
-                continue
             self.report.slowest_ping = max(self.report.slowest_ping, took)
             if took > PING_WITHIN:
                 self.report.model.violate(f"/ping took {took:.2f} s")
-
-    async def _watch_self(self) -> None:
-        while True:
-            begun = time.monotonic()
-            await asyncio.sleep(0.05)
-            self._lag = max(self._lag, time.monotonic() - begun - 0.05)
 
     # -- the end ------------------------------------------------------------------------------------------------------
 

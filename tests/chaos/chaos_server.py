@@ -32,14 +32,18 @@ ARCHIVE = 2 << 20  # bytes that unpacking the archive takes of it
 OWN_ERROR = re.compile(r"\S+ (ERROR|CRITICAL) +(?!W-)")
 SAMPLE = re.compile(r'(\w+)(?:\{(?:.*?model_name="([^"]*)")?.*\})? (\S+)')
 
+ONE = "minWorkers: 1\nmaxWorkers: 1\njobQueueSize: 1000\n"
 MODELS = {
-    "single": "minWorkers: 1\nmaxWorkers: 1\n",
-    "batched": "minWorkers: 2\nmaxWorkers: 2\nbatchSize: 8\n",
-    "warm": "minWorkers: 1\nmaxWorkers: 1\nbatchSize: 4\n",
-    "slow": "minWorkers: 1\nmaxWorkers: 1\njobQueueSize: 16\n",
-    "versions": "minWorkers: 1\nmaxWorkers: 1\n",
+    "single": ONE,
+    "batched": "minWorkers: 2\nmaxWorkers: 2\nbatchSize: 8\njobQueueSize: 1000\n",
+    "warm": f"{ONE}batchSize: 4\n",
+    "slow": "minWorkers: 1\nmaxWorkers: 1\njobQueueSize: 24\n",
+    "versions": ONE,
 }
-"""The models that are there all the time, and their configuration. ``passing.mar`` comes and goes."""
+"""The models that are there all the time, and their configuration. ``passing.mar`` comes and goes.
+
+Only the queue of ``slow`` can become full, and only by a burst or while its worker is away.
+"""
 
 
 class StartFailed(Exception):
@@ -79,7 +83,7 @@ class ChaosServer:
         put_model(store, "versions-2", "obeys", MODELS["versions"])
         manifest = store / "versions-2" / "MAR-INF" / "MANIFEST.json"
         manifest.write_text(manifest.read_text().replace("versions-2", "versions").replace('"1.0"', '"2.0"'))
-        put_model(self.place, "passing", "obeys", MODELS["single"])
+        put_model(self.place, "passing", "obeys", ONE)
         with zipfile.ZipFile(store / "passing.mar", "w") as archive:
             for path in sorted((self.place / "passing").rglob("*")):
                 archive.write(path, path.relative_to(self.place / "passing"))
@@ -128,6 +132,10 @@ class ChaosServer:
                 if "ts.template" in process.cmdline() and process.ppid() == self.process.pid:
                     return process
         return None
+
+    def starved(self) -> float:
+        """Seconds that the server's and this process's main threads have waited for a processor so far."""
+        return sum(_starved(pid) for pid in (self.process.pid, os.getpid()))
 
     def memory(self) -> int:
         """Bytes that the server's own process has resident."""
@@ -208,6 +216,12 @@ class ChaosServer:
             self.small = False
 
 
+def _starved(pid: int) -> float:
+    with suppress(OSError):
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
+
+
 def _command(process: psutil.Process) -> Any:
     with suppress(psutil.Error):
         return " ".join(process.cmdline())
@@ -231,10 +245,7 @@ def own_namespace(argv: list[str]) -> None:
         os.execvp("unshare", ["unshare", "-rm", sys.executable, *argv])
 
 
-def worker_pids(description: bytes) -> dict[int, str]:
-    """Process ids of workers and their states, from an answer of the describe call."""
-    return {
-        int(worker["pid"]): str(worker["status"])
-        for version in json.loads(description)
-        for worker in version["workers"]
-    }
+def workers_of(description: bytes) -> list[tuple[int, str]]:
+    """Process ids of workers, 0 where there is no process, and their states, from an answer of the describe call."""
+    workers = [worker for version in json.loads(description) for worker in version["workers"]]
+    return [(int(worker["pid"]), str(worker["status"])) for worker in workers]

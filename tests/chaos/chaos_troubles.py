@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 from chaos_clients import Clients
 from chaos_model import Fault, Kind
-from chaos_server import ChaosServer, worker_pids
+from chaos_server import ChaosServer, workers_of
 
 __all__ = ["TROUBLES", "Trouble", "World"]
 
@@ -31,16 +31,26 @@ class World:
         self.model = clients.model
         self.exclusive: dict[str, asyncio.Lock] = defaultdict(asyncio.Lock)  # one fault at a time for each model
 
-    async def workers(self, name: str) -> dict[int, str]:
+    async def workers(self, name: str) -> list[tuple[int, str]]:
         """Process ids and states of the workers of all versions."""
         seen = await self.clients.manage(Kind.LOOK, name, "GET", f"/models/{name}/all")
-        return worker_pids(seen.body) if seen.status == 200 else {}
+        return workers_of(seen.body) if seen.status == 200 else []
+
+    async def signal(self, name: str, number: int, rng: random.Random) -> int:
+        """Sends a signal to one of the workers; returns its process id, 0 if there is none."""
+        pids = [pid for pid, _ in await self.workers(name) if pid]
+        if not pids:
+            return 0
+        pid = rng.choice(pids)
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
+        return pid
 
     async def until_ready(self, name: str) -> None:
         """Waits until all workers of a model are ready and one has answered."""
         try:
             async with asyncio.timeout(READY_SECONDS):
-                while not (states := await self.workers(name)) or set(states.values()) != {"READY"}:  # noqa: ASYNC110
+                while not (states := await self.workers(name)) or {state for _, state in states} != {"READY"}:  # noqa: ASYNC110
                     await asyncio.sleep(POLL_SECONDS)  # the API has nothing to wait on
         except TimeoutError:
             self.model.violate(f"{name} is not ready {READY_SECONDS:g} s after the last fault: {states}")
@@ -81,10 +91,7 @@ class KillWorker(Trouble):
     async def strike(self, world: World, rng: random.Random) -> None:
         name = rng.choice(world.server.models)
         async with world.broken(Fault.WORKER_KILLED, name):
-            for pid in rng.sample(sorted(await world.workers(name)), 1):
-                if pid:
-                    with suppress(ProcessLookupError):
-                        os.kill(pid, signal.SIGKILL)
+            await world.signal(name, signal.SIGKILL, rng)
 
 
 class KillTemplate(Trouble):
@@ -105,11 +112,9 @@ class StopWorker(Trouble):
         name = rng.choice(world.server.models)
         seconds = rng.uniform(0.05, 1.0)
         async with world.broken(Fault.WORKER_STOPPED, name):
-            (pid,) = rng.sample(sorted(await world.workers(name)), 1)
-            if pid:
+            if pid := await world.signal(name, signal.SIGSTOP, rng):
+                await asyncio.sleep(seconds)
                 with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGSTOP)
-                    await asyncio.sleep(seconds)
                     os.kill(pid, signal.SIGCONT)
 
 
@@ -171,7 +176,7 @@ class Hurry(Trouble):
     async def strike(self, world: World, rng: random.Random) -> None:
         window = world.model.begin(Fault.HURRY, world.clients.now(), "slow")
         headers = {"X_Request_Timeout_Ms": str(rng.randrange(20, 500))}
-        asks = (world.clients.predict("slow", Kind.HURRIED, headers=headers, seconds=0.02) for _ in range(32))
+        asks = (world.clients.predict("slow", Kind.HURRIED, headers=headers, seconds=0.02) for _ in range(40))
         await asyncio.gather(*asks)
         world.model.end(window, world.clients.now())
 
