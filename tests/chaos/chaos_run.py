@@ -122,7 +122,8 @@ class _Run:
     async def take(self, steps: Iterable[Step], pace: float, count: int, progress: Callable[[int], object]) -> None:
         """Takes steps, one each ``pace`` seconds, and lets everything end that they began."""
         begun = time.monotonic()
-        watcher = asyncio.create_task(self._watch_ping())
+        ended = asyncio.Event()
+        watcher = asyncio.create_task(self._watch_ping(ended))
         room = asyncio.Semaphore(AT_ONCE)
         for number, step in enumerate(steps, 1):
             self.report.model.step(f"step {number} at {time.monotonic() - begun:.2f} s: {step}")
@@ -135,8 +136,8 @@ class _Run:
         if self._tasks:
             await asyncio.wait(self._tasks)
         await self.whole()
-        watcher.cancel()
-        await asyncio.gather(watcher, return_exceptions=True)
+        ended.set()
+        await watcher
         self.report.seconds = time.monotonic() - begun
         self.report.slowest_recovery = self.world.slowest_recovery
 
@@ -166,8 +167,8 @@ class _Run:
 
     # -- watching -----------------------------------------------------------------------------------------------------
 
-    async def _watch_ping(self) -> None:
-        while True:
+    async def _watch_ping(self, ended: asyncio.Event) -> None:
+        while not ended.is_set():
             await asyncio.sleep(PING_EVERY)
             begun = time.monotonic() - self.server.starved()
             await self.clients.ask(Kind.LOOK, "", "GET", "/ping")

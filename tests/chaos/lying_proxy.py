@@ -25,7 +25,11 @@ class _Proxy:
         self._predictions = 0
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        try:
+            their_reader, their_writer = await asyncio.open_connection("127.0.0.1", self._port)
+        except OSError:
+            writer.close()
+            return
         try:
             while request := await _message(reader):
 
