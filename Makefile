@@ -3,11 +3,12 @@
 PYTHON ?= python3
 PORT ?= 8080
 EXAMPLES ?= 500
+SEED ?=
 BIN := .venv/bin
 SETUP := .venv/.setup
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo serve test fuzz fuzz-http fmt lint check bench oracle docs
+.PHONY: help setup demo serve test fuzz fuzz-http chaos fmt lint check bench oracle docs
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ fuzz: $(SETUP) ## ask a real server what nobody would, for minutes (EXAMPLES=500
 
 fuzz-http: $(SETUP) ## 200,000 malformed, split and half-closed HTTP inputs against the server
 	PYTHONPATH=tests $(BIN)/python tests/fuzz/http_fuzzer.py
+
+chaos: $(SETUP) ## break a real server in 10,000 random steps, for 5 minutes (SEED= of an earlier run repeats it)
+	PYTHONPATH=tests:tests/integration:benchmarks $(BIN)/python tests/chaos/chaos.py $(SEED:%=--seed %)
 
 fmt: $(SETUP) ## format the code
 	$(BIN)/ruff format .

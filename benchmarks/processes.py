@@ -37,6 +37,21 @@ class ServerProcess:
     def running(self) -> bool:
         return self._process.poll() is None
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def exit_code(self) -> int | None:
+        """Negative for a signal, None while it runs."""
+        return self._process.poll()
+
+    def wait(self, seconds: float) -> int | None:
+        """Waits for the end of the command itself; its exit code, None if it goes on."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(seconds)
+        return self.exit_code
+
     def tree(self) -> list[psutil.Process]:
         """The command, what descends from it, and what is left of its session once the command is gone."""
         found: dict[int, psutil.Process] = {}

@@ -413,7 +413,7 @@ class WorkerPool:
         workers = self.workers
         if len(workers) == 1:
             workers[0].feed()
-        else:
+        elif workers:
             for worker in workers:
                 if worker.idle and not worker.feed(1):
                     break

@@ -19,7 +19,21 @@ from mariner.lifecycle import DEATHS_BEFORE_PARKING, RESTART_DELAYS
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("examples/**/*.md")])
-TARGETS = ["setup", "demo", "serve", "test", "fuzz", "fuzz-http", "fmt", "lint", "check", "bench", "oracle", "docs"]
+TARGETS = [
+    "setup",
+    "demo",
+    "serve",
+    "test",
+    "fuzz",
+    "fuzz-http",
+    "chaos",
+    "fmt",
+    "lint",
+    "check",
+    "bench",
+    "oracle",
+    "docs",
+]
 ARCHITECTURE = (ROOT / "ARCHITECTURE.md").read_text()
 
 

@@ -468,6 +468,19 @@ async def test_no_workers_means_a_refusal_at_once(scene: SceneMaker) -> None:
         s.put("a")
 
 
+async def test_requests_that_wait_while_the_last_worker_goes_keep_their_deadlines(scene: SceneMaker) -> None:
+    s = scene(loads=False)
+    s.pool.scale(1, 1)
+    s.put("a", timeout=1.0)
+    s.put("b", timeout=2.0)
+    s.pool.scale(0, 0)
+    await s.clock.advance(1.0)
+    assert isinstance(s.error("a"), RequestTimeout)
+    assert s.outcomes["b"] == []
+    await s.clock.advance(1.0)
+    assert isinstance(s.error("b"), RequestTimeout)
+
+
 async def test_requests_wait_for_a_worker_that_loads_but_not_for_ever(scene: SceneMaker) -> None:
     s = scene(loads=False)
     s.pool.scale(1, 1)
