@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,8 +131,8 @@ class ModelServer:
         """
         if self.draining:
             raise Draining("The server is stopping.", hint="Send the request to another server.", retry_after=5.0)
-        found = self.registry.get(name, version)
-        label = version or "default"
+        found = self.registry.route(name, version)
+        label = version or found.label
         self.metrics.inference_requested(name, label)
         now = self._clock.time()
         limit = timeout or found.settings.client_timeout or math.inf
@@ -348,6 +348,19 @@ class ModelServer:
         finally:
             self._leaving.remove(version)
 
+    async def reload_version(self, name: str, version: str | None = None) -> ModelVersion:
+        """Loads the archive of a version anew and puts the result into its place, without losing a request.
+
+        Returns:
+            What is in its place; the old version has answered what it had and is gone.
+
+        Raises:
+            MarinerError: the archive cannot be loaded; the old version goes on.
+        """
+        self._require_open()
+        async with self._reloading:
+            return await self._replace(self.registry.get(name, version))
+
     async def reload(self) -> None:
         """Replaces each version whose archive has changed since it was opened, one after the other.
 
@@ -369,7 +382,7 @@ class ModelServer:
         except Exception:
             log.exception("%s could not be reloaded.", _title(old))
 
-    async def _replace(self, old: ModelVersion) -> None:
+    async def _replace(self, old: ModelVersion) -> ModelVersion:
         begun = self._clock.time()
         new = await self._loader.remake(old)
         self._arriving.append(new)
@@ -384,6 +397,7 @@ class ModelServer:
         log.info("%s is replaced by version %s after %.2f s.", _title(old), new.version, self._clock.time() - begun)
         self.changed()
         await self._retire(old, keep_download=True)
+        return new
 
     async def _start_beside(self, old: ModelVersion, new: ModelVersion) -> None:
         """Starts the workers of a version, as many as the other was told to have, and gives it the other's place."""
@@ -441,6 +455,16 @@ class ModelServer:
         log.debug("Setting default version to %s for model %s", version, name)
         self.changed()
 
+    def share_traffic(self, name: str, weights: Mapping[str, float]) -> None:
+        """Divides the requests that name no version among versions; without weights the default gets them all again.
+
+        Raises:
+            ModelNotFound, VersionNotFound, BadRequest: it cannot be done.
+        """
+        self.registry.share(name, weights)
+        log.info("Traffic of model %s: %s", name, dict(weights) or "all to the default version")
+        self.changed()
+
     def list_models(self) -> list[tuple[str, str]]:
         """Names and urls of the default versions, sorted by name."""
         return [(version.name, version.archive.url) for version in self.registry.defaults()]
@@ -474,6 +498,9 @@ class ModelServer:
             usage = await asyncio.to_thread(read_gpu_usage, self._accelerators.ids)
         has_gpu = self._accelerators.count > 0
         descriptions = [describe_version(each, has_gpu=has_gpu, clock=self._clock, gpu_usage=usage) for each in found]
+        if weights := self.registry.weights(name):
+            for description in descriptions:
+                description["trafficWeight"] = weights.get(description["modelVersion"], 0)
         if customized and (metadata := await ask_for_metadata(found[0], self._clock)):
             descriptions[0]["customizedMetadata"] = metadata
         return descriptions

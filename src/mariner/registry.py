@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mariner.archive.read import Archive
 from mariner.errors import Conflict, DefaultVersionInUse, ModelNotFound, VersionNotFound
 from mariner.model_settings import ModelSettings, RegisterOptions
 from mariner.pool import WorkerPool
+from mariner.traffic import Shares
 
 __all__ = ["ModelVersion", "Registry"]
 
@@ -26,6 +27,7 @@ class ModelVersion:
         runtime: runtime of the manifest or the registration.
         loaded_at_startup: it came with the server's start, not by a call.
         options: what was asked for when it was registered.
+        label: what metrics call the requests that reach it without naming a version.
     """
 
     name: str
@@ -36,19 +38,27 @@ class ModelVersion:
     runtime: str = "python"
     loaded_at_startup: bool = False
     options: RegisterOptions = field(default_factory=RegisterOptions)
+    label: str = "default"
 
 
 @dataclass(slots=True)
 class _Model:
     default: str
     versions: dict[str, ModelVersion] = field(default_factory=dict)
+    shares: Shares | None = None
 
 
 class Registry:
-    """Names to versions. The first version of a name becomes its default."""
+    """Names to versions. The first version of a name becomes its default.
+
+    Attributes:
+        route: the version that serves a request, called with the name of a model and the version that the request
+            names, or None. It is :meth:`get` until the versions of some model share its traffic.
+    """
 
     def __init__(self) -> None:
         self._models: dict[str, _Model] = {}
+        self.route: Callable[[str, str | None], ModelVersion] = self.get
 
     def __iter__(self) -> Iterator[ModelVersion]:
         """All versions of all models."""
@@ -91,6 +101,8 @@ class Registry:
         }
         if model.default == old.version:
             model.default = new.version
+        if model.shares is not None:
+            self._share(model, model.shares.renamed(old.version, new.version))
 
     def get(self, name: str, version: str | None = None) -> ModelVersion:
         """A version, the default one if none is named.
@@ -135,6 +147,41 @@ class Registry:
         if version not in model.versions:
             raise VersionNotFound(f"Model version {version} does not exist for model {name}")
         model.default = version
+        self._share(model, None)
+
+    # -- traffic ------------------------------------------------------------------------------------------------------
+
+    def share(self, name: str, weights: Mapping[str, float]) -> None:
+        """Divides the requests that name no version among versions; without weights the default gets them all again.
+
+        Raises:
+            ModelNotFound, VersionNotFound: there is no such model or version.
+            BadRequest: the weights are no weights.
+        """
+        for version in weights:
+            self.get(name, version)
+        self.get(name)
+        self._share(self._models[name], Shares(weights) if weights else None)
+
+    def weights(self, name: str) -> dict[str, float]:
+        """The weights of the versions of a model; empty if the default one gets all requests that name none."""
+        model = self._models.get(name)
+        return dict(model.shares.weights) if model is not None and model.shares is not None else {}
+
+    def _share(self, model: _Model, shares: Shares | None) -> None:
+        model.shares = shares
+        for version in model.versions.values():
+            version.label = "default" if shares is None else version.version
+        shared = any(each.shares is not None for each in self._models.values())
+        self.route = self._route_shared if shared else self.get
+
+    def _route_shared(self, name: str, version: str | None) -> ModelVersion:
+        model = self._models.get(name)
+        if version is None and model is not None and model.shares is not None:
+            return model.versions[model.shares.pick()]
+        return self.get(name, version)
+
+    # -- going --------------------------------------------------------------------------------------------------------
 
     def check_removable(self, version: ModelVersion) -> None:
         """Refuses to remove a default version that has siblings.
@@ -156,3 +203,5 @@ class Registry:
             del self._models[version.name]
         elif model.default == version.version:
             model.default = next(iter(model.versions))
+        if model.shares is not None:
+            self._share(model, model.shares.without(version.version))

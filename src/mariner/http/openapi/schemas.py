@@ -48,6 +48,16 @@ def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _weight(description: str) -> Schema:
+    return {"type": "number", "minimum": 0, "description": description}
+
+
+_WEIGHTS = {
+    "type": "object",
+    "additionalProperties": _weight("Only proportions count."),
+    "description": "Weights by version; empty if the default version gets all requests that name none.",
+}
+
 _READINESS = [readiness.value for readiness in Readiness]
 
 _REGISTRATION = {
@@ -94,6 +104,8 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Registration": record(_REGISTRATION, optional=tuple(name for name in _REGISTRATION if name != "url")),
     "Scaling": record(_SCALING, optional=tuple(_SCALING)),
+    "Traffic": record({"modelName": TEXT, "defaultVersion": TEXT, "weights": _WEIGHTS}),
+    "Sharing": record({"weights": _WEIGHTS}, optional=("weights",), additionalProperties=False),
     "ModelDescriptions": array(reference("ModelDescription"), minItems=1),
     "ModelDescription": record(
         {
@@ -130,9 +142,10 @@ SCHEMAS: dict[str, Schema] = {
                 }
             ),
             "state": text("Whether its workers, together, can answer.", enum=_READINESS),
+            "trafficWeight": _weight("Its weight, where versions share the traffic of the model."),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
         },
-        optional=("deviceIds", "customizedMetadata"),
+        optional=("deviceIds", "trafficWeight", "customizedMetadata"),
     ),
     "Worker": record(
         {

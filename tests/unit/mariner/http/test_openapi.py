@@ -271,8 +271,10 @@ async def test_options_describes_the_management_of_a_model(with_model: Start, pa
     assert document["info"]["title"] == "RESTful Management API for: m"
     assert list(document["paths"]) == [
         "/models/m",
+        "/models/m/traffic",
         "/models/m/{model_version}",
         "/models/m/{model_version}/set-default",
+        "/models/m/{model_version}/reload",
     ]
 
 
