@@ -14,7 +14,7 @@ from mariner.errors import DeploymentError
 if TYPE_CHECKING:
     from urllib3 import PoolManager
 
-__all__ = ["Answer", "Client", "KeyFile", "decode", "encode", "path"]
+__all__ = ["Answer", "Client", "KeyFile", "decode", "encode", "path", "transport_errors"]
 
 _CONNECTIONS = 64  # kept open, for as many threads
 _CONNECT_TIMEOUT = 5.0  # seconds; a server of this machine accepts at once
@@ -141,6 +141,13 @@ def _open_pool() -> PoolManager:
             "Deploying from Python needs the package urllib3.", hint="Install it: pip install 'mariner-serve[sdk]'."
         ) from None
     return urllib3.PoolManager(num_pools=4, maxsize=_CONNECTIONS)
+
+
+def transport_errors() -> type[Exception]:
+    """What the HTTP client raises where there is no answer."""
+    import urllib3  # noqa: PLC0415 - there, since the Kubernetes client needs it too
+
+    return urllib3.exceptions.HTTPError
 
 
 def path(*segments: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,7 +12,10 @@ from mariner.errors import DeploymentError
 if TYPE_CHECKING:
     from mariner.sdk.model import Model
 
-__all__ = ["Deployment", "Sample", "check_percentage"]
+__all__ = ["Deployment", "Sample", "check_percentage", "parse_samples"]
+
+_SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)", re.MULTILINE)
+_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 
 
 class Sample(NamedTuple):
@@ -125,3 +129,11 @@ def check_percentage(percentage: object) -> int:
             f"canary_traffic_percentage is {percentage!r}.", hint="Write a whole number from 0 to 100, as in 30."
         )
     return percentage
+
+
+def parse_samples(text: str, model: str) -> list[Sample]:
+    """The values of one model in Prometheus' text."""
+    samples = (
+        Sample(name, dict(_LABEL.findall(labels)), float(value)) for name, labels, value in _SAMPLE.findall(text)
+    )
+    return [sample for sample in samples if sample.labels.get("model_name") == model]

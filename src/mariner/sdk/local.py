@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mariner.errors import DeploymentError
 from mariner.sdk.client import Client, encode, path
-from mariner.sdk.deployment import Deployment, Sample, check_percentage
+from mariner.sdk.deployment import Deployment, Sample, check_percentage, parse_samples
 from mariner.sdk.local_server import LocalServer, read_properties
 from mariner.sdk.progress import Progress, in_notebook
 
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["LocalDeployment", "deploy", "find"]
 
-_SAMPLE = re.compile(r"^(\w+)\{(.*)\} (\S+)", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
 _PERCENT = 100
 
 
@@ -108,11 +105,7 @@ class LocalDeployment(Deployment):
     def metrics(self) -> Sequence[Sample]:
         """See :meth:`Deployment.metrics`."""
         answer = self._server.client("metrics").ask("GET", "/metrics")
-        samples = (
-            Sample(name, dict(_LABEL.findall(labels)), float(value))
-            for name, labels, value in _SAMPLE.findall(answer.body.decode())
-        )
-        return [sample for sample in samples if sample.labels.get("model_name") == self.name]
+        return parse_samples(answer.body.decode(), self.name)
 
     def versions(self) -> dict[str, dict[str, Any]]:
         """What the server says of each version; empty if the model is not there."""

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 from mariner.archive.write import ArchiveError, ArchiveSpec, write_model_archive
 from mariner.errors import InvalidModel
+from mariner.sdk.image import write_image_context
+from mariner.sdk.manifests import inference_service, serving_runtime, to_yaml
 from mariner.sdk.names import sanitize_string
 from mariner.sdk.serving_config import Serving, check_serving_config, require_file, require_handler
 
@@ -22,6 +24,14 @@ __all__ = ["Model", "ModelFramework"]
 
 _VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]*")  # it becomes a part of paths
 _EXPORTS = Path("exports")
+
+
+class Where(TypedDict, total=False):
+    """Where in a cluster a service is; see :meth:`Model.deploy`."""
+
+    namespace: str
+    url: str | None
+    timeout: float
 
 
 class ModelFramework(StrEnum):
@@ -182,6 +192,38 @@ class Model:
         self.export_file.parent.mkdir(parents=True, exist_ok=True)
         return self.export_file
 
+    # -- a cluster ----------------------------------------------------------------------------------------------------
+
+    def image_context(self, directory: str | PathLike[str]) -> Path:
+        """Writes what the container image is built from: a Dockerfile, the archive, the configuration, the program.
+
+        The image has the layout of KServe's mounts: ``/mnt/models/model-store`` and ``/mnt/models/config``. It is built
+        on ``base_image``, which must have Mariner. ``main_file`` and ``extra_files`` can be imported in it.
+
+        Args:
+            directory: where it goes; made if missing.
+
+        Returns:
+            The directory: ``docker build -t IMAGE_NAME DIRECTORY``.
+
+        Raises:
+            InvalidModel: the model lacks something.
+        """
+        return write_image_context(self, directory)
+
+    def manifests(self, *, namespace: str = "default", canary_traffic_percentage: int | None = None) -> str:
+        """The objects that KServe needs, as YAML for ``kubectl apply``.
+
+        Args:
+            namespace: where they go.
+            canary_traffic_percentage: the share of this version beside the one before it; None: it takes over.
+
+        Raises:
+            InvalidModel: the model has no ``image_name``, or a name that KServe refuses.
+        """
+        service = inference_service(self, namespace, canary_traffic_percentage=canary_traffic_percentage)
+        return to_yaml(serving_runtime(namespace), service)
+
     # -- serving ------------------------------------------------------------------------------------------------------
 
     def deploy(
@@ -189,64 +231,85 @@ class Model:
         target: str = "local",
         *,
         replace: bool = False,
-        port: int = 0,
         workers: int | None = None,
+        port: int = 0,
         keep: bool | None = None,
+        namespace: str = "default",
+        url: str | None = None,
+        timeout: float = 600.0,
     ) -> Deployment:
-        """Packages the model, serves it, and returns when it answers.
+        """Serves the model, and returns when it answers.
 
         Args:
-            target: ``local`` is this machine.
+            target: ``local`` is this machine: the model is packaged for it. ``kserve`` is a cluster, which pulls
+                ``image_name``: build it from :meth:`image_context` and push it first.
             replace: takes the place of the same model if it is deployed already; every request is answered, by one or
                 the other.
-            port: of the service; 0 for a free one.
-            workers: processes that serve it; one unless its own ``config_properties`` says otherwise.
-            keep: the service outlives this program, until ``undeploy()``; by default that of a notebook does.
+            workers: processes that serve it, pods in a cluster; one unless its own configuration says otherwise.
+            port: ``local``: of the service; 0 for a free one.
+            keep: ``local``: it outlives this program, until ``undeploy()``; by default that of a notebook does.
+            namespace: ``kserve``: where in the cluster.
+            url: ``kserve``: where the service is reached from here; by default the address that KServe gives.
+            timeout: ``kserve``: seconds until it must be ready.
 
         Raises:
             InvalidModel: the model lacks something.
             DeploymentError: it does not start; the message has the reason.
         """
-        if target == "local":
+        if _is_local(target):
             from mariner.sdk import local  # noqa: PLC0415 - describing and packaging need no server
 
             return local.deploy(self, port=port, workers=workers, replace=replace, keep=keep)
-        raise InvalidModel(f"target: {target!r} is unknown.", hint="Write target='local'.")
+        from mariner.sdk import cluster  # noqa: PLC0415 - nor a cluster
 
-    def deployment(self, target: str = "local") -> Deployment:
-        """The model as it is deployed, whichever version that is.
+        return cluster.deploy(self, namespace=namespace, workers=workers, replace=replace, url=url, timeout=timeout)
+
+    def deployment(
+        self, target: str = "local", *, namespace: str = "default", url: str | None = None, timeout: float = 600.0
+    ) -> Deployment:
+        """The model as it is deployed, whichever version that is; the arguments are those of :meth:`deploy`.
 
         Raises:
             DeploymentError: it is not.
         """
-        if target == "local":
+        if _is_local(target):
             from mariner.sdk import local  # noqa: PLC0415 - as above
 
             return local.find(self.service_name)
-        raise InvalidModel(f"target: {target!r} is unknown.", hint="Write target='local'.")
+        from mariner.sdk import cluster  # noqa: PLC0415 - as above
 
-    def deploy_canary(self, target: str = "local", *, canary_traffic_percentage: int = 30) -> Deployment:
+        return cluster.find(self.service_name, namespace=namespace, url=url, timeout=timeout)
+
+    def deploy_canary(
+        self, target: str = "local", *, canary_traffic_percentage: int = 30, **where: Unpack[Where]
+    ) -> Deployment:
         """Starts this version beside the deployed one, with a share of its requests.
 
         Raises:
             InvalidModel: the model lacks something.
             DeploymentError: there is no other version, or this one does not start.
         """
-        deployment = self.deployment(target)
+        deployment = self.deployment(target, **where)
         deployment.deploy_canary(self, canary_traffic_percentage=canary_traffic_percentage)
         return deployment
 
-    def promote_canary(self, target: str = "local") -> Deployment:
+    def promote_canary(self, target: str = "local", **where: Unpack[Where]) -> Deployment:
         """Lets the canary of this model answer everything; see :meth:`Deployment.promote_canary`."""
-        deployment = self.deployment(target)
+        deployment = self.deployment(target, **where)
         deployment.promote_canary()
         return deployment
 
-    def rollback(self, target: str = "local") -> Deployment:
+    def rollback(self, target: str = "local", **where: Unpack[Where]) -> Deployment:
         """Ends the canary of this model; see :meth:`Deployment.rollback`."""
-        deployment = self.deployment(target)
+        deployment = self.deployment(target, **where)
         deployment.rollback()
         return deployment
+
+
+def _is_local(target: str) -> bool:
+    if target not in {"local", "kserve"}:
+        raise InvalidModel(f"target: {target!r} is unknown.", hint="Write target='local' or target='kserve'.")
+    return target == "local"
 
 
 def _require_text(key: str, value: object) -> None:

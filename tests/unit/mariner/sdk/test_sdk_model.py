@@ -288,5 +288,5 @@ def test_the_next_version_is_a_changed_copy() -> None:
 
 
 def test_a_target_that_is_unknown_is_refused() -> None:
-    with pytest.raises(InvalidModel, match=r"target: 'moon' is unknown\. Write target='local'"):
+    with pytest.raises(InvalidModel, match=r"target: 'moon' is unknown\. Write target='local' or target='kserve'"):
         Model(**PAGE).deploy(target="moon")
