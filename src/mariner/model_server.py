@@ -137,7 +137,7 @@ class ModelServer:
         now = self._clock.time()
         limit = timeout or found.settings.client_timeout or math.inf
         job = Job(request, deliver, deadline=now + limit, created=now, slot=slot, label=label, alone=alone)
-        found.pool.put(job)
+        found.put(job)
         return job
 
     def now(self) -> float:
@@ -455,14 +455,15 @@ class ModelServer:
         log.debug("Setting default version to %s for model %s", version, name)
         self.changed()
 
-    def share_traffic(self, name: str, weights: Mapping[str, float]) -> None:
-        """Divides the requests that name no version among versions; without weights the default gets them all again.
+    def share_traffic(self, name: str, weights: Mapping[str, float], shadow: tuple[str, float] | None = None) -> None:
+        """See :meth:`mariner.registry.Registry.share`.
 
         Raises:
             ModelNotFound, VersionNotFound, BadRequest: it cannot be done.
         """
-        self.registry.share(name, weights)
-        log.info("Traffic of model %s: %s", name, dict(weights) or "all to the default version")
+        self.registry.share(name, weights, shadow)
+        behind = "" if shadow is None else f", {shadow[1]:g} % mirrored to version {shadow[0]}"
+        log.info("Traffic of model %s: %s%s", name, dict(weights) or "all to the default version", behind)
         self.changed()
 
     def list_models(self) -> list[tuple[str, str]]:

@@ -6,9 +6,11 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from mariner.archive.read import Archive
-from mariner.errors import Conflict, DefaultVersionInUse, ModelNotFound, VersionNotFound
+from mariner.errors import BadRequest, Conflict, DefaultVersionInUse, ModelNotFound, VersionNotFound
+from mariner.jobs import Job
 from mariner.model_settings import ModelSettings, RegisterOptions
 from mariner.pool import WorkerPool
+from mariner.shadow import Shadow
 from mariner.traffic import Shares
 
 __all__ = ["ModelVersion", "Registry"]
@@ -28,6 +30,7 @@ class ModelVersion:
         loaded_at_startup: it came with the server's start, not by a call.
         options: what was asked for when it was registered.
         label: what metrics call the requests that reach it without naming a version.
+        put: queues a job; the pool's, unless another version is its shadow.
     """
 
     name: str
@@ -39,6 +42,11 @@ class ModelVersion:
     loaded_at_startup: bool = False
     options: RegisterOptions = field(default_factory=RegisterOptions)
     label: str = "default"
+    put: Callable[[Job], None] = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Jobs go to the pool."""
+        self.put = self.pool.put
 
 
 @dataclass(slots=True)
@@ -46,6 +54,7 @@ class _Model:
     default: str
     versions: dict[str, ModelVersion] = field(default_factory=dict)
     shares: Shares | None = None
+    shadow: Shadow | None = None
 
 
 class Registry:
@@ -74,6 +83,8 @@ class Registry:
         self.check_free(version.name, version.version)
         model = self._models.setdefault(version.name, _Model(version.version))
         model.versions[version.version] = version
+        if model.shares is not None or model.shadow is not None:
+            self._connect(model)
 
     def check_free(self, name: str, version: str) -> None:
         """Refuses a name and version that are taken.
@@ -102,7 +113,10 @@ class Registry:
         if model.default == old.version:
             model.default = new.version
         if model.shares is not None:
-            self._share(model, model.shares.renamed(old.version, new.version))
+            model.shares = model.shares.renamed(old.version, new.version)
+        if model.shadow is not None and model.shadow.version == old.version:
+            model.shadow = model.shadow.moved(new.version, new.pool.put)
+        self._connect(model)
 
     def get(self, name: str, version: str | None = None) -> ModelVersion:
         """A version, the default one if none is named.
@@ -147,31 +161,59 @@ class Registry:
         if version not in model.versions:
             raise VersionNotFound(f"Model version {version} does not exist for model {name}")
         model.default = version
-        self._share(model, None)
+        model.shares = None
+        if model.shadow is not None and model.shadow.version == version:
+            model.shadow = None
+        self._connect(model)
 
     # -- traffic ------------------------------------------------------------------------------------------------------
 
-    def share(self, name: str, weights: Mapping[str, float]) -> None:
+    def share(self, name: str, weights: Mapping[str, float], shadow: tuple[str, float] | None = None) -> None:
         """Divides the requests that name no version among versions; without weights the default gets them all again.
+
+        Args:
+            name: of the model.
+            weights: by version.
+            shadow: a version, and the percentage of what the others are asked that it is asked, too.
 
         Raises:
             ModelNotFound, VersionNotFound: there is no such model or version.
-            BadRequest: the weights are no weights.
+            BadRequest: the weights are no weights, or the shadow answers requests itself.
         """
         for version in weights:
             self.get(name, version)
-        self.get(name)
-        self._share(self._models[name], Shares(weights) if weights else None)
+        default = self.get(name).version
+        shares = Shares(weights) if weights else None
+        made = None
+        if shadow is not None:
+            version, percentage = shadow
+            if version == default or weights.get(version):
+                raise BadRequest(
+                    f"Version {version} answers requests of model {name}, so it cannot be its shadow.",
+                    hint="Choose a version that is not the default one and has no weight.",
+                )
+            made = Shadow(version, percentage, self.get(name, version).pool.put)
+        model = self._models[name]
+        model.shares, model.shadow = shares, made
+        self._connect(model)
 
     def weights(self, name: str) -> dict[str, float]:
         """The weights of the versions of a model; empty if the default one gets all requests that name none."""
         model = self._models.get(name)
         return dict(model.shares.weights) if model is not None and model.shares is not None else {}
 
-    def _share(self, model: _Model, shares: Shares | None) -> None:
-        model.shares = shares
+    def shadow(self, name: str) -> Shadow | None:
+        """The shadow of a model's versions, if they have one."""
+        model = self._models.get(name)
+        return model.shadow if model is not None else None
+
+    def _connect(self, model: _Model) -> None:
+        """Lets requests go where the shares and the shadow of a model say."""
         for version in model.versions.values():
-            version.label = "default" if shares is None else version.version
+            version.label = "default" if model.shares is None else version.version
+            version.put = version.pool.put
+            if model.shadow is not None and model.shadow.version != version.version:
+                version.put = model.shadow.behind(version.pool.put)
         shared = any(each.shares is not None for each in self._models.values())
         self.route = self._route_shared if shared else self.get
 
@@ -204,4 +246,7 @@ class Registry:
         elif model.default == version.version:
             model.default = next(iter(model.versions))
         if model.shares is not None:
-            self._share(model, model.shares.without(version.version))
+            model.shares = model.shares.without(version.version)
+        if model.shadow is not None and model.shadow.version == version.version:
+            model.shadow = None
+        self._connect(model)

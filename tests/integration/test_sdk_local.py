@@ -279,6 +279,21 @@ def test_the_share_of_a_canary_can_be_changed() -> None:
         SECOND.deploy(replace=True)
 
 
+@pytest.mark.parametrize("end", ["promote", "rollback"])
+def test_a_shadow_is_asked_the_same_and_answers_nobody(end: str) -> None:
+    deployment = FIRST.deploy()
+    with pytest.raises(DeploymentError, match=r"dev-says has no shadow\. Start one with deploy_shadow"):
+        deployment.shadow()
+    SECOND.deploy_shadow(shadow_traffic_percentage=100)
+    assert {weights(deployment) for _ in range(10)} == {"one"}
+    counts = deployment.shadow()
+    assert (counts["mirrored"], counts["same"]) == (10, 0)
+    (SECOND.promote_canary if end == "promote" else SECOND.rollback)()
+    assert weights(deployment) == ("two" if end == "promote" else "one")
+    assert isinstance(deployment, LocalDeployment)
+    assert len(deployment.versions()) == 1
+
+
 def test_a_canary_needs_something_to_stand_beside() -> None:
     with pytest.raises(DeploymentError, match=r"dev-says is not deployed here. Call deploy\(\) first"):
         SECOND.deploy_canary()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -99,6 +100,13 @@ async def test_sharing_can_be_undone(server: Server, client: Client, undo: tuple
         ("/models/says/traffic", {"weights": {"1.0": 0}}, 400, "No weight is above 0."),
         ("/models/says/traffic", {"weights": [1]}, 400, "weights must be an object of versions and numbers."),
         ("/models/says/traffic", {"shares": {}}, 400, "There is no parameter shares."),
+        ("/models/says/traffic", {"shadow": "2.0"}, 400, "shadow must be an object with a version and a percentage."),
+        (
+            "/models/says/traffic",
+            {"shadow": {"version": "2.0", "percentage": "all"}},
+            400,
+            "The percentage of the shadow is 'all'.",
+        ),
         ("/models/says/traffic", [], 400, "The body must be a JSON object."),
         ("/models/says/traffic", {"weights": {"3.0": 1}}, 404, "Model version: 3.0 does not exist for model: says"),
         ("/models/none/traffic", {"weights": {"3.0": 1}}, 404, "Model not found: none"),
@@ -108,6 +116,32 @@ async def test_sharing_can_be_undone(server: Server, client: Client, undo: tuple
 async def test_what_cannot_be_done_says_why(server: Server, path: str, body: Any, status: int, message: str) -> None:
     answer = await manage(server, "PUT", path, body)
     assert (answer.status, answer.json["message"]) == (status, message)
+
+
+async def test_a_shadow_is_asked_and_answers_nobody(server: Server, client: Client) -> None:
+    set_ = await manage(server, "PUT", "/models/says/traffic", {"shadow": {"version": "2.0", "percentage": 50}})
+    counts = {"mirrored": 0, "refused": 0, "same": 0, "different": 0, "failed": 0}
+    assert set_.json == {
+        "modelName": "says", "defaultVersion": "1.0", "weights": {},
+        "shadow": {"version": "2.0", "percentage": 50, **counts},
+    }  # fmt: skip
+    assert await answers(client, 20) == {"version 1.0": 20}
+    async with asyncio.timeout(30):  # the answers of the shadow come when they come
+        shadow: dict[str, int] = {}
+        while shadow.get("different") != 10:
+            shadow = (await manage(server, "GET", "/models/says/traffic")).json["shadow"]
+    assert {name: shadow[name] for name in counts} == {**counts, "mirrored": 10, "different": 10}
+
+
+async def test_a_large_body_is_mirrored_and_leaves_no_memory_behind(server: Server, client: Client) -> None:
+    await manage(server, "PUT", "/models/says/traffic", {"shadow": {"version": "2.0", "percentage": 100}})
+    body = bytes(3_000_000)
+    for _ in range(3):
+        assert (await client.ask("POST", "/predictions/says", body)).body == b"version 1.0"
+    async with asyncio.timeout(30):
+        while (await manage(server, "GET", "/models/says/traffic")).json["shadow"]["different"] != 3:
+            pass
+    assert server.arena.used == 0
 
 
 async def test_a_version_is_replaced_by_what_its_archive_is_now(server: Server, client: Client, tmp_path: Path) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
 
 from mariner.errors import BadRequest
 from mariner.http.exchange import Exchange
@@ -20,17 +21,34 @@ async def show_traffic(server: ModelServer, _exchange: Exchange, model: str) -> 
 
 
 async def share_traffic(server: ModelServer, exchange: Exchange, model: str) -> Response:
-    """Divides the requests that name no version; a body without weights undoes it."""
+    """Divides the requests that name no version, and sets the shadow; a body without either undoes it."""
     body = read_object(exchange)
+    if unknown := sorted(body.keys() - {"weights", "shadow"}):
+        raise BadRequest(
+            f"There is no parameter {', '.join(unknown)}.", hint="The body has weights, a shadow, or both."
+        )
     weights = body.get("weights") or {}
     if not isinstance(weights, dict):
         raise BadRequest(
             "weights must be an object of versions and numbers.", hint='Send {"weights": {"1.0": 70, "2.0": 30}}.'
         )
-    if unknown := sorted(body.keys() - {"weights"}):
-        raise BadRequest(f"There is no parameter {', '.join(unknown)}.", hint="The body has weights and nothing else.")
-    server.share_traffic(model, weights)
+    server.share_traffic(model, weights, _read_shadow(body.get("shadow")))
     return json_response(_describe(server, model))
+
+
+def _read_shadow(shadow: Any) -> tuple[str, float] | None:
+    if shadow is None:
+        return None
+    if (
+        not isinstance(shadow, dict)
+        or not isinstance(shadow.get("version"), str)
+        or shadow.keys() != {"version", "percentage"}
+    ):
+        raise BadRequest(
+            "shadow must be an object with a version and a percentage.",
+            hint='Send {"shadow": {"version": "2.0", "percentage": 10}}.',
+        )
+    return shadow["version"], shadow["percentage"]
 
 
 async def reload_version(server: ModelServer, _exchange: Exchange, model: str, version: str) -> Response:
@@ -40,8 +58,12 @@ async def reload_version(server: ModelServer, _exchange: Exchange, model: str, v
 
 
 def _describe(server: ModelServer, model: str) -> dict[str, object]:
-    return {
+    default, shadow = server.registry.get(model).version, server.registry.shadow(model)
+    shown: dict[str, object] = {
         "modelName": model,
-        "defaultVersion": server.registry.get(model).version,
+        "defaultVersion": default,
         "weights": server.registry.weights(model),
     }
+    if shadow is not None:
+        shown["shadow"] = {"version": shadow.version, "percentage": shadow.percentage, **asdict(shadow.counts)}
+    return shown

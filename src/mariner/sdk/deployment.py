@@ -97,6 +97,28 @@ class Deployment(ABC):
             DeploymentError: it does not start, or another canary runs.
         """
 
+    def deploy_shadow(self, model: Model, *, shadow_traffic_percentage: int = 100) -> None:  # noqa: ARG002
+        """Starts another version that is asked a share of what the one that serves is asked, and answers nobody.
+
+        ``promote_canary()`` and ``rollback()`` end it as they end a canary; ``shadow()`` says how it does.
+
+        Args:
+            model: the other version.
+            shadow_traffic_percentage: of 100 requests it is asked so many, too.
+
+        Raises:
+            DeploymentError: it does not start, another version runs beside, or the service cannot do it.
+        """
+        raise DeploymentError(f"{self.name} cannot have a shadow here.", hint="Deploy it with target='local'.")
+
+    def shadow(self) -> dict[str, int]:
+        """Requests ``mirrored`` and ``refused``, and how their answers compare: ``same``, ``different``, ``failed``.
+
+        Raises:
+            DeploymentError: there is no shadow.
+        """
+        raise DeploymentError(f"{self.name} has no shadow.", hint="Start one with deploy_shadow().")
+
     @abstractmethod
     def promote_canary(self) -> None:
         """Lets the canary answer everything, and ends the version before it.
@@ -118,16 +140,14 @@ class Deployment(ABC):
         """Lets the model answer what it has, and ends it with all its versions."""
 
 
-def check_percentage(percentage: object) -> int:
-    """A share that a canary can have.
+def check_percentage(percentage: object, name: str = "canary_traffic_percentage") -> int:
+    """A share that a canary or a shadow can have.
 
     Raises:
         DeploymentError: it is none.
     """
     if isinstance(percentage, bool) or not isinstance(percentage, int) or not 0 <= percentage <= 100:
-        raise DeploymentError(
-            f"canary_traffic_percentage is {percentage!r}.", hint="Write a whole number from 0 to 100, as in 30."
-        )
+        raise DeploymentError(f"{name} is {percentage!r}.", hint="Write a whole number from 0 to 100, as in 30.")
     return percentage
 
 

@@ -149,6 +149,28 @@ class LocalDeployment(Deployment):
     def deploy_canary(self, model: Model, *, canary_traffic_percentage: int = 30) -> None:
         """See :meth:`Deployment.deploy_canary`."""
         share = check_percentage(canary_traffic_percentage)
+        progress = Progress(f"{self.name} {model.version}")
+        default = self._start_beside(model, progress)
+        self._share({"weights": {default: _PERCENT - share, model.version: share}})
+        progress.end(f"a canary with {share} % of the traffic")
+
+    def deploy_shadow(self, model: Model, *, shadow_traffic_percentage: int = 100) -> None:
+        """See :meth:`Deployment.deploy_shadow`."""
+        share = check_percentage(shadow_traffic_percentage, "shadow_traffic_percentage")
+        progress = Progress(f"{self.name} {model.version}")
+        self._start_beside(model, progress)
+        self._share({"shadow": {"version": model.version, "percentage": share}})
+        progress.end(f"a shadow of {share} % of the traffic")
+
+    def shadow(self) -> dict[str, int]:
+        """See :meth:`Deployment.shadow`."""
+        shadow = self._management.call("GET", self._model + "/traffic").get("shadow")
+        if shadow is None:
+            return super().shadow()
+        return {key: value for key, value in shadow.items() if key not in {"version", "percentage"}}
+
+    def _start_beside(self, model: Model, progress: Progress) -> str:
+        """Starts another version unless it runs; returns the version that it stands beside."""
         if model.service_name != self.name:
             raise DeploymentError(
                 f"{model.id} is another model than {self.name}.", hint="Give the canary the id of the model."
@@ -159,11 +181,9 @@ class LocalDeployment(Deployment):
             raise DeploymentError(
                 f"{taken}.", hint="Give the canary a version of its own; promote_canary() or rollback() end another."
             )
-        progress = Progress(f"{self.name} {model.version}")
         if canary is None:
             self._register(model, self.versions()[default]["minWorkers"], progress)
-        self._share({default: _PERCENT - share, model.version: share})
-        progress.end(f"a canary with {share} % of the traffic")
+        return default
 
     def promote_canary(self) -> None:
         """See :meth:`Deployment.promote_canary`."""
@@ -193,8 +213,10 @@ class LocalDeployment(Deployment):
 
     def _default_and_canary(self) -> tuple[str, str | None]:
         traffic = self._management.call("GET", self._model + "/traffic")
-        default = traffic["defaultVersion"]
-        return default, next((version for version in traffic["weights"] if version != default), None)
+        default, beside = traffic["defaultVersion"], [*traffic["weights"]]
+        if "shadow" in traffic:
+            beside.append(traffic["shadow"]["version"])
+        return default, next((version for version in beside if version != default), None)
 
     def _register(self, model: Model, workers: int | None, progress: Progress) -> None:
         archive = self._package(model, progress)
@@ -229,8 +251,8 @@ class LocalDeployment(Deployment):
     def _archive(self, version: str) -> Path:
         return self._server.model_store / f"{self.name}_{version}.mar"  # no name has an underscore
 
-    def _share(self, weights: dict[str, int]) -> None:
-        body, headers = encode({"weights": weights})
+    def _share(self, traffic: dict[str, Any]) -> None:
+        body, headers = encode(traffic)
         self._management.call("PUT", self._model + "/traffic", body, headers=headers)
 
     def _make_default(self, version: str) -> None:

@@ -293,6 +293,14 @@ class Model:
         deployment.deploy_canary(self, canary_traffic_percentage=canary_traffic_percentage)
         return deployment
 
+    def deploy_shadow(
+        self, target: str = "local", *, shadow_traffic_percentage: int = 100, **where: Unpack[Where]
+    ) -> Deployment:
+        """Starts this version as a shadow of the deployed one; see :meth:`Deployment.deploy_shadow`."""
+        deployment = self.deployment(target, **where)
+        deployment.deploy_shadow(self, shadow_traffic_percentage=shadow_traffic_percentage)
+        return deployment
+
     def promote_canary(self, target: str = "local", **where: Unpack[Where]) -> Deployment:
         """Lets the canary of this model answer everything; see :meth:`Deployment.promote_canary`."""
         deployment = self.deployment(target, **where)

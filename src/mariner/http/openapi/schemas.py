@@ -58,6 +58,23 @@ _WEIGHTS = {
     "description": "Weights by version; empty if the default version gets all requests that name none.",
 }
 
+_SHADOW = {
+    "version": text("The version that is asked, too."),
+    "percentage": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 100,
+        "description": "Of 100 requests to the other versions it is asked so many.",
+    },
+}
+_COUNTS = {
+    "mirrored": integer("Requests that it was asked."),
+    "refused": integer("Requests that it could not take."),
+    "same": integer("Answers equal to those of the other version, byte by byte."),
+    "different": integer("Answers that were something else."),
+    "failed": integer("Failures where the other version answered."),
+}
+
 _READINESS = [readiness.value for readiness in Readiness]
 
 _REGISTRATION = {
@@ -104,8 +121,15 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Registration": record(_REGISTRATION, optional=tuple(name for name in _REGISTRATION if name != "url")),
     "Scaling": record(_SCALING, optional=tuple(_SCALING)),
-    "Traffic": record({"modelName": TEXT, "defaultVersion": TEXT, "weights": _WEIGHTS}),
-    "Sharing": record({"weights": _WEIGHTS}, optional=("weights",), additionalProperties=False),
+    "Traffic": record(
+        {"modelName": TEXT, "defaultVersion": TEXT, "weights": _WEIGHTS, "shadow": record({**_SHADOW, **_COUNTS})},
+        optional=("shadow",),
+    ),
+    "Sharing": record(
+        {"weights": _WEIGHTS, "shadow": record(_SHADOW, additionalProperties=False)},
+        optional=("weights", "shadow"),
+        additionalProperties=False,
+    ),
     "ModelDescriptions": array(reference("ModelDescription"), minItems=1),
     "ModelDescription": record(
         {

@@ -286,6 +286,12 @@ def test_a_model_that_is_not_deployed_is_not_found(fake: FakeCluster) -> None:
         MODEL.deployment(target="kserve")
 
 
+def test_a_shadow_is_for_this_machine(fake: FakeCluster) -> None:
+    MODEL.deploy(target="kserve")
+    with pytest.raises(DeploymentError, match="dev-mnist cannot have a shadow here"):
+        NEXT.deploy_shadow(target="kserve")
+
+
 def test_a_service_is_reached_where_the_user_says(fake: FakeCluster) -> None:
     MODEL.deploy(target="kserve")
     deployment = MODEL.deployment(target="kserve", url="http://gateway:8080/")
