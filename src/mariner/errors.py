@@ -29,7 +29,9 @@ error is raised decides its message; where it is caught (the HTTP error hook) on
     ├── WorkerDied            the process that ran the request is gone
     │   └── Quarantined
     ├── WorkerStartFailed
-    └── ConfigurationError    the server cannot start as it is configured
+    ├── ConfigurationError    the server cannot start as it is configured
+    ├── InvalidModel          a model is described wrongly in Python
+    └── DeploymentError       a model cannot be deployed, or its service refuses a call
 """
 
 from __future__ import annotations
@@ -45,11 +47,13 @@ __all__ = [
     "DeadlineTooShort",
     "DefaultVersionInUse",
     "DependenciesFailed",
+    "DeploymentError",
     "DownloadFailed",
     "Draining",
     "InternalError",
     "InvalidArchive",
     "InvalidKey",
+    "InvalidModel",
     "Loading",
     "MarinerError",
     "MethodNotAllowed",
@@ -293,3 +297,27 @@ class ConfigurationError(MarinerError):
     """A setting, a flag or a file the server was started with is wrong."""
 
     reason = "configuration"
+
+
+class InvalidModel(MarinerError):
+    """A model is described wrongly in Python; the text names the key and what to write instead."""
+
+    reason = "invalid_model"
+
+    def __str__(self) -> str:
+        """Message and hint: no server stands between this error and the one who reads it."""
+        return f"{self.message} {self.hint}" if self.hint else self.message
+
+
+class DeploymentError(MarinerError):
+    """A model cannot be deployed, or its service refuses a call; ``status`` is that of the service's answer."""
+
+    reason = "deployment"
+
+    def __init__(self, message: str, *, hint: str = "", status: int = 500) -> None:
+        super().__init__(message, hint=hint)
+        self.status = status
+
+    def __str__(self) -> str:
+        """Message and hint, for the same reason."""
+        return f"{self.message} {self.hint}" if self.hint else self.message

@@ -118,6 +118,18 @@ class Job:
         """Somebody still waits for the answer."""
         return self._deliver is not None
 
+    def overhear(self, listener: Callable[[Outcome], None]) -> None:
+        """Lets somebody else hear what is delivered from now on, after the one it is for."""
+        deliver = self._deliver
+        if deliver is None:
+            return
+
+        def both(outcome: Outcome) -> None:
+            deliver(outcome)
+            listener(outcome)
+
+        self._deliver = both
+
     def begin(self, now: float, holder: Holder | None = None) -> None:
         """A worker took the job."""
         self.taken = now

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 
@@ -20,7 +20,7 @@ import psutil
 
 from mariner.errors import ConfigurationError
 
-__all__ = ["ALREADY_RUNNING", "PidFile", "StartReport", "start_background", "stop"]
+__all__ = ["ALREADY_RUNNING", "PidFile", "StartReport", "start_apart", "start_background", "stop"]
 
 Say = Callable[[str], None]
 
@@ -185,8 +185,40 @@ def start_background(arguments: Sequence[str], pid_file: PidFile, *, wait_for_mo
     Raises:
         ConfigurationError: the pid file cannot be written, or a server runs already.
     """
+    process, receiver = _start_recorded(arguments, pid_file)
+    return _await_start(process, receiver, pid_file, wait_for_models=wait_for_models, say=say)
+
+
+def start_apart(
+    arguments: Sequence[str], pid_file: PidFile, *, output: Path, environment: Mapping[str, str]
+) -> subprocess.Popen[bytes]:
+    """Starts a server that shares nothing with the caller, and returns when its listeners answer.
+
+    Args:
+        arguments: flags of the server.
+        pid_file: takes its process id.
+        output: a file for what it writes, which only its owner may read; it runs in the directory of that file.
+        environment: its variables.
+
+    Raises:
+        ConfigurationError: it did not start, and why; or one runs already.
+    """
+    process, receiver = _start_recorded(arguments, pid_file, output, environment)
+    said: list[str] = []
+    if _await_start(process, receiver, pid_file, wait_for_models=False, say=said.append):
+        raise ConfigurationError(" ".join(said), hint=f"What it wrote is in {output}.")
+    return process
+
+
+def _start_recorded(
+    arguments: Sequence[str],
+    pid_file: PidFile,
+    output: Path | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A server's process that the file names, and the descriptor that its reports are read from."""
     with pid_file.claim():
-        process, receiver = _spawn(arguments)
+        process, receiver = _spawn(arguments, output, environment)
         try:
             pid_file.write(process.pid)
         except ConfigurationError:
@@ -194,22 +226,48 @@ def start_background(arguments: Sequence[str], pid_file: PidFile, *, wait_for_mo
             process.terminate()
             _collect(process, pid_file)
             raise
-    return _await_start(process, receiver, pid_file, wait_for_models=wait_for_models, say=say)
+    return process, receiver
 
 
-def _spawn(arguments: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """The server's process, and the descriptor that its reports are read from."""
+def _spawn(
+    arguments: Sequence[str], output: Path | None, environment: Mapping[str, str] | None
+) -> tuple[subprocess.Popen[bytes], int]:
+    """As :func:`_start_recorded`; without a file for its output it shares the caller's directory and streams."""
     receiver, sender = os.pipe()
     # -P: what lies in the working directory must not be imported in place of a module of the server.
     command = [sys.executable, "-P", "-m", "mariner", "_serve", "--ready-fd", str(sender), *arguments]
+    directory = None if output is None else str(output.parent)
     try:
-        process = subprocess.Popen(command, pass_fds=(sender,), start_new_session=True)  # noqa: S603 - our own program
+        with _streams(output) as (stdin, written):
+            process = subprocess.Popen(  # noqa: S603 - our own program
+                command,
+                pass_fds=(sender,),
+                start_new_session=True,
+                env=environment,
+                cwd=directory,
+                stdin=stdin,
+                stdout=written,
+                stderr=written,
+            )
     except BaseException:
         os.close(receiver)
         raise
     finally:
         os.close(sender)
     return process, receiver
+
+
+@contextlib.contextmanager
+def _streams(output: Path | None) -> Iterator[tuple[int | None, int | None]]:
+    """What a server reads and where it writes: nothing and the end of a file, or, without one, what its caller has."""
+    if output is None:
+        yield None, None
+        return
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        yield subprocess.DEVNULL, descriptor
+    finally:
+        os.close(descriptor)
 
 
 def _await_start(

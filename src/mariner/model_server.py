@@ -147,15 +147,14 @@ class ModelServer:
         """
         if self.draining:
             raise Draining("The server is stopping.", hint="Send the request to another server.", retry_after=5.0)
-        found = self.registry.get(name, version)
-        label = version or "default"
+        found = self.registry.route(name, version)
+        label = version or found.label
         self.metrics.inference_requested(name, label)
         now = self._clock.time()
         limit = timeout or found.settings.client_timeout or math.inf
-        pool = found.pool
-        make = pool.queue.job_type
+        make = found.pool.queue.job_type
         job = make(request, deliver, deadline=now + limit, created=now, slot=slot, label=label, alone=alone)
-        pool.put(job)
+        found.put(job)
         return job
 
     def now(self) -> float:
@@ -389,6 +388,19 @@ class ModelServer:
             # server that makes no cycles, hundreds of such versions would lie about.
             self._clock.call_at(self._clock.time() + LAST_TIMERS, gc.collect)
 
+    async def reload_version(self, name: str, version: str | None = None) -> ModelVersion:
+        """Loads the archive of a version anew and puts the result into its place, without losing a request.
+
+        Returns:
+            What is in its place; the old version has answered what it had and is gone.
+
+        Raises:
+            MarinerError: the archive cannot be loaded; the old version goes on.
+        """
+        self._require_open()
+        async with self._reloading:
+            return await self._replace(self.registry.get(name, version))
+
     async def reload(self) -> None:
         """Replaces each version whose archive has changed since it was opened, one after the other.
 
@@ -410,7 +422,7 @@ class ModelServer:
         except Exception:
             log.exception("%s could not be reloaded.", _title(old))
 
-    async def _replace(self, old: ModelVersion) -> None:
+    async def _replace(self, old: ModelVersion) -> ModelVersion:
         begun = self._clock.time()
         new = await self._loader.remake(old)
         self._arriving.append(new)
@@ -425,6 +437,7 @@ class ModelServer:
         log.info("%s is replaced by version %s after %.2f s.", _title(old), new.version, self._clock.time() - begun)
         self.changed()
         await self._retire(old, keep_download=True)
+        return new
 
     async def _start_beside(self, old: ModelVersion, new: ModelVersion) -> None:
         """Starts the workers of a version, as many as the other was told to have, and gives it the other's place."""
@@ -486,6 +499,17 @@ class ModelServer:
         log.debug("Setting default version to %s for model %s", version, name)
         self.changed()
 
+    def share_traffic(self, name: str, weights: Mapping[str, float], shadow: tuple[str, float] | None = None) -> None:
+        """See :meth:`mariner.registry.Registry.share`.
+
+        Raises:
+            ModelNotFound, VersionNotFound, BadRequest: it cannot be done.
+        """
+        self.registry.share(name, weights, shadow)
+        behind = "" if shadow is None else f", {shadow[1]:g} % mirrored to version {shadow[0]}"
+        log.info("Traffic of model %s: %s%s", name, dict(weights) or "all to the default version", behind)
+        self.changed()
+
     def list_models(self) -> list[tuple[str, str]]:
         """Names and urls of the default versions, sorted by name."""
         return [(version.name, version.archive.url) for version in self.registry.defaults()]
@@ -528,6 +552,9 @@ class ModelServer:
             )
             for each in found
         ]
+        if weights := self.registry.weights(name):
+            for description in descriptions:
+                description["trafficWeight"] = weights.get(description["modelVersion"], 0)
         if customized and (metadata := await ask_for_metadata(found[0], self._clock)):
             descriptions[0]["customizedMetadata"] = metadata
         return descriptions

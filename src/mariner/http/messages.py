@@ -27,6 +27,7 @@ __all__ = [
     "json_response",
     "media_type",
     "query_values",
+    "read_object",
     "read_parameters",
     "read_query",
     "read_request",
@@ -321,15 +322,28 @@ def read_parameters(exchange: Exchange, names: Collection[str]) -> dict[str, str
     return parameters
 
 
-def _read_json_parameters(body: bytes | bytearray, names: Collection[str]) -> dict[str, str]:
+def read_object(exchange: Exchange) -> dict[str, Any]:
+    """The JSON object that is the body, whatever its content type; no body is an empty one.
+
+    Raises:
+        BadRequest: the body is something else.
+    """
+    return _load_object(exchange.take_body() or b"{}")
+
+
+def _load_object(body: bytes | bytearray) -> dict[str, Any]:
     try:
         value = orjson.loads(body)
     except ValueError as error:
         raise BadRequest(f"The body is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise BadRequest("The body must be a JSON object.")
+    return value
+
+
+def _read_json_parameters(body: bytes | bytearray, names: Collection[str]) -> dict[str, str]:
     parameters = {}
-    for name, item in value.items():
+    for name, item in _load_object(body).items():
         if isinstance(item, bool):
             parameters[name] = "true" if item else "false"
         elif isinstance(item, (str, int, float)):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mariner.auth import Listener
-from mariner.http import inference, kserve, management, metrics
+from mariner.http import inference, kserve, management, metrics, traffic
 
 __all__ = ["ANY", "HEALTH", "ROUTES", "Route"]
 
@@ -101,11 +101,16 @@ ROUTES: tuple[Route, ...] = (
     Route(_M, ("PUT",), _MODEL, management.scale, "Scale the workers of the default version."),
     Route(_M, ("DELETE",), _MODEL, management.unregister, "Unregister the default version.", model_api=True),
     Route(_M, ("GET",), _MODEL + "/deaths", management.deaths, "Why workers of the default version died."),
+    Route(_M, ("GET",), _MODEL + "/traffic", traffic.show_traffic, "Which version gets how many requests."),
+    Route(_M, ("PUT",), _MODEL + "/traffic", traffic.share_traffic,
+          "Divide the requests that name no version among versions."),
     Route(_M, ("GET",), _VERSION, management.describe, "Describe a version, or all."),
     Route(_M, ("PUT",), _VERSION, management.scale, "Scale the workers of a version."),
     Route(_M, ("DELETE",), _VERSION, management.unregister, "Unregister a version.", model_api=True),
     Route(_M, ("GET",), _VERSION + "/deaths", management.deaths, "Why workers of a version died."),
     Route(_M, ("PUT",), _VERSION + "/set-default", management.set_default, "Make a version the default."),
+    Route(_M, ("PUT",), _VERSION + "/reload", traffic.reload_version,
+          "Replace a version by what its archive is now.", model_api=True),
     Route(_M, ANY, "/token", management.renew_key, "Replace the inference or the management key.", access=True),
     Route(Listener.METRICS, ANY, "/metrics", metrics.expose, "Metrics in Prometheus' text format."),
     Route(Listener.METRICS, ANY, "/metrics/{rest*}", metrics.expose, "Metrics in Prometheus' text format."),

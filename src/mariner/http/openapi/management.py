@@ -17,6 +17,8 @@ _SCALING = (
     Parameter("number_gpu", integer("Has no effect.", least=None), deprecated=True),
     Parameter("timeout", integer("Has no effect.", least=None), deprecated=True),
 )
+_TRAFFIC = reference("Traffic")
+_SHARED = {"modelName": "digits", "defaultVersion": "1.0", "weights": {"1.0": 70, "2.0": 30}}
 _EITHER = "Parameters come in the query, or in a JSON body: then the query is not read."
 _SETTINGS = Parameter("settings", flag("Show every key of the model config, and which place decided about it."))
 _CUSTOMIZED = Parameter("customized", flag("Ask the handler what it says of itself, too."))
@@ -134,6 +136,23 @@ MANAGEMENT: Table = {
     },
     "/models/{model_name}/deaths": {"get": _deaths("", "UnknownModel")},
     "/models/{model_name}/{model_version}/deaths": {"get": _deaths("version_", "UnknownModel", "UnknownVersion")},
+    "/models/{model_name}/traffic": {
+        "get": Operation(
+            "showTraffic",
+            "Models",
+            {200: Answer("How the requests that name no version are divided.", _TRAFFIC, example=_SHARED)},
+            ("UnknownModel", *ALWAYS),
+        ),
+        "put": Operation(
+            "shareTraffic",
+            "Models",
+            {200: Answer("From the next request on.", _TRAFFIC, example=_SHARED)},
+            ("UnknownModel", "UnknownVersion", "NoWeight", "TooLarge", *ALWAYS),
+            body={"application/json": Body(reference("Sharing"), {"weights": _SHARED["weights"]})},
+            description="Versions that are not named get none of them. Choosing a default version ends the sharing, as "
+            "sending no weights does.",
+        ),
+    },
     "/models/{model_name}/{model_version}": {
         "get": _describe("version_", "UnknownModel", "UnknownVersion"),
         "put": _scale("version_", "UnknownModel", "UnknownVersion"),
@@ -151,6 +170,24 @@ MANAGEMENT: Table = {
                 )
             },
             ("UnknownModel", "NoSuchDefault", *ALWAYS),
+        )
+    },
+    "/models/{model_name}/{model_version}/reload": {
+        "put": Operation(
+            "reloadVersion",
+            "Models",
+            {
+                200: Answer(
+                    "The new workers answer, and the old ones are gone.",
+                    reference("Status"),
+                    example={"status": 'Model "digits" version 1.0 replaced by version 1.0'},
+                )
+            },
+            (
+                *("UnknownModel", "UnknownVersion", "BadArchive", "NoDependencies", "NotFetched", "ModelApiOff"),
+                *("Taken", *ALWAYS, "StartFailed", "LoadOutOfMemory"),
+            ),
+            description="The archive is read anew. Requests go to the old workers until the new ones are ready.",
         )
     },
     "/token": {

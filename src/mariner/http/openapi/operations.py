@@ -197,6 +197,7 @@ ERRORS: dict[str, MarinerError] = {
     "StartFailed": WorkerStartFailed("Failed to start workers for model digits version: 1.0"),
     "LoadOutOfMemory": WorkerStartFailed("Failed to start workers for model digits version: 1.0", out_of_memory=True),
     "FewerThanKept": BadRequest("max_worker cannot be less than min_worker."),
+    "NoWeight": BadRequest("No weight is above 0.", hint="Give each version its share, as in 70 and 30."),
     "Defect": InternalError(
         "Internal server error.",
         hint=f"The log of the server has the cause under request id {REQUEST_ID}.",

@@ -50,6 +50,33 @@ def reference(name: str) -> Schema:
     return {"$ref": f"#/components/schemas/{name}"}
 
 
+def _weight(description: str) -> Schema:
+    return {"type": "number", "minimum": 0, "description": description}
+
+
+_WEIGHTS = {
+    "type": "object",
+    "additionalProperties": _weight("Only proportions count."),
+    "description": "Weights by version; empty if the default version gets all requests that name none.",
+}
+
+_SHADOW = {
+    "version": text("The version that is asked, too."),
+    "percentage": {
+        "type": "number",
+        "minimum": 0,
+        "maximum": 100,
+        "description": "Of 100 requests to the other versions it is asked so many.",
+    },
+}
+_COUNTS = {
+    "mirrored": integer("Requests that it was asked."),
+    "refused": integer("Requests that it could not take."),
+    "same": integer("Answers equal to those of the other version, byte by byte."),
+    "different": integer("Answers that were something else."),
+    "failed": integer("Failures where the other version answered."),
+}
+
 _READINESS = [readiness.value for readiness in Readiness]
 _CONDITIONS = [Phase.STARTING.value, Readiness.LOADING.value, Readiness.DRAINING.value, Readiness.BROKEN.value]
 
@@ -98,6 +125,15 @@ SCHEMAS: dict[str, Schema] = {
     ),
     "Registration": record(_REGISTRATION, optional=tuple(name for name in _REGISTRATION if name != "url")),
     "Scaling": record(_SCALING, optional=tuple(_SCALING)),
+    "Traffic": record(
+        {"modelName": TEXT, "defaultVersion": TEXT, "weights": _WEIGHTS, "shadow": record({**_SHADOW, **_COUNTS})},
+        optional=("shadow",),
+    ),
+    "Sharing": record(
+        {"weights": _WEIGHTS, "shadow": record(_SHADOW, additionalProperties=False)},
+        optional=("weights", "shadow"),
+        additionalProperties=False,
+    ),
     "ModelDescriptions": array(reference("ModelDescription"), minItems=1),
     "ModelDescription": record(
         {
@@ -154,6 +190,7 @@ SCHEMAS: dict[str, Schema] = {
                 optional=("lastDecision",),
                 description="What a version with a range of workers does by itself.",
             ),
+            "trafficWeight": _weight("Its weight, where versions share the traffic of the model."),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
             "settings": {
                 "type": "object",
@@ -163,7 +200,15 @@ SCHEMAS: dict[str, Schema] = {
                 ),
             },
         },
-        optional=("deviceIds", "autoscaling", "brokenReason", "deaths", "customizedMetadata", "settings"),
+        optional=(
+            "deviceIds",
+            "autoscaling",
+            "brokenReason",
+            "deaths",
+            "trafficWeight",
+            "customizedMetadata",
+            "settings",
+        ),
     ),
     "Deaths": record({"modelName": TEXT, "modelVersion": TEXT, "deaths": array(reference("Death"))}),
     "Death": record(

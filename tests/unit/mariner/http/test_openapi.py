@@ -272,9 +272,11 @@ async def test_options_describes_the_management_of_a_model(with_model: Start, pa
     assert list(document["paths"]) == [
         "/models/m",
         "/models/m/deaths",
+        "/models/m/traffic",
         "/models/m/{model_version}",
         "/models/m/{model_version}/deaths",
         "/models/m/{model_version}/set-default",
+        "/models/m/{model_version}/reload",
     ]
 
 

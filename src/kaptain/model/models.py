@@ -1,0 +1,5 @@
+"""The class ``Model``."""
+
+from mariner.sdk import Model
+
+__all__ = ["Model"]

@@ -1,0 +1,5 @@
+"""The writer of ``config.properties``."""
+
+from mariner.sdk import TorchServingArtifactBuilder
+
+__all__ = ["TorchServingArtifactBuilder"]

@@ -1,0 +1,5 @@
+"""Names for models."""
+
+from mariner.sdk import sanitize_string
+
+__all__ = ["sanitize_string"]
