@@ -180,7 +180,7 @@ class SequenceQueue(JobQueue):
                     sequence.queue, sequence.worker = self, None
                     self._sequences[sequence.id] = sequence
                 if self._sequences.get(sequence.id) is not sequence:
-                    job.end(self._lost_error(sequence.id))
+                    self.end(job, self._lost_error(sequence.id))
                     continue
                 if job.state is JobState.RUNNING:
                     sequence.running -= 1

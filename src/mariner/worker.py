@@ -467,12 +467,12 @@ class Worker:
         self.suspected = found.suspected
         found.tell(self.spec.name)
         self._queue.put_back([*found.untouched, *found.again])
-        self._queue.forget(self)
         for job in found.guilty:
             error.hint += " The request had killed another worker before and is not run again."
             self._owner.convicted(job, error)
         for job in [*found.guilty, *found.lost]:
             job.end(error)  # if nobody waits for it, this frees its body
+        self._queue.forget(self)
         self._ended.set_result(exit_)
         self._owner.has_room(self)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import signal
 import socket
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -93,7 +94,7 @@ class Steps:
             return
         if frame.kind is not FrameKind.PREDICT:
             raise WireError(f"A loaded worker cannot take frames of kind {frame.kind.name}.")
-        for batch in decode_predict(frame.payload):
+        for batch in decode_predict(frame.payload, time.monotonic()):
             for job_id, request in batch.jobs:
                 if _is_asked_alone(request):
                     self._outbox.hold(self._service.predict(Batch(batch.id, [(job_id, request)])))
