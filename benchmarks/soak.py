@@ -29,7 +29,7 @@ import psutil
 from processes import ServerProcess, free_port
 
 MIB = 1 << 20
-BOUND = 4.0  # MiB; what the allocators of an idle process may still shift
+BOUND = 1.0  # MiB; what the allocators of a steady process may still shift
 LARGE = 300_000  # bytes; beyond what travels in a frame
 ACTS = {"small": 4, "large": 1, "failing": 1, "leaving": 1, "registering": 1}  # clients that do so
 BARS = "▁▂▃▄▅▆▇█"
