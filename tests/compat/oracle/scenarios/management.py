@@ -7,7 +7,7 @@ from functools import partial
 from oracle.differences import Differs, decision, error, fixed, more
 from oracle.exchange import Exchange, Listener, Scenario
 from oracle.until import all_ready
-from oracle.views import members, openapi_outline
+from oracle.views import members, only_paths, openapi_outline
 
 __all__ = ["MANAGEMENT"]
 
@@ -211,6 +211,10 @@ _DESCRIBED = (
                 for id_ in ("describeModel", "setAutoScale", "unregisterModel", "setDefault")
                 for prefix in ("", "version_")
             },
+            # Shares of the traffic, and reloading, are described in addition.
+            extra=only_paths(
+                "/models/looks", "/models/looks/{model_version}", "/models/looks/{model_version}/set-default"
+            ),
         ),
     ),
     _m("PUT to the list", _PUT, "/models", (124,)),
