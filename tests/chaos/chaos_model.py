@@ -77,13 +77,13 @@ _DEATHS = _of(Fault.WORKER_KILLED, Fault.TEMPLATE_KILLED, Fault.POISONED)
 
 ALLOWED = (
     Allowed(200, "", frozenset(Kind) - {Kind.RAISES, Kind.DEADLY}),
-    # A death costs the batch that was running.
-    Allowed(500, "worker_died", _PREDICTIONS | {Kind.RAISES}, _DEATHS),
-    Allowed(500, "worker_died", _of(Kind.DEADLY)),
+    # A death costs no request but the one that causes it: what ran beside it runs again.
+    *(Allowed(500, reason, _of(Kind.DEADLY)) for reason in ("exit", "crash", "quarantined")),
     Allowed(503, "prediction_failed", _of(Kind.RAISES)),
     Allowed(408, "deadline_exceeded", _of(Kind.HURRIED)),
     Allowed(504, "deadline_exceeded", _of(Kind.HURRIED)),
     Allowed(503, "queue_full", _of(Kind.HURRIED)),
+    Allowed(503, "deadline", _of(Kind.HURRIED)),  # refused at once: it could not be answered in time
     Allowed(
         503, "queue_full", _of(Kind.PREDICT, Kind.RAISES, Kind.DEADLY), _DEATHS | {Fault.HURRY, Fault.WORKER_STOPPED}
     ),

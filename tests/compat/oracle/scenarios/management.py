@@ -212,6 +212,7 @@ _DESCRIBED = (
                 for id_ in ("describeModel", "setAutoScale", "unregisterModel", "setDefault")
                 for prefix in ("", "version_")
             },
+            # Shares of the traffic, deaths and reloading are described in addition.
             extra=only_paths(*(f"/models/looks{path}" for path in ("", _ONE, f"{_ONE}/set-default"))),
         ),
     ),
