@@ -131,7 +131,9 @@ def make_recipe(
         retry_window=settings.retry_window,
         overlap=settings.overlap,
         job_ticket=settings.job_ticket,
-        limits=Limits(settings.max_requests_per_worker, settings.max_worker_memory_mb << 20),
+        limits=Limits()  # the state of sequences would go with a worker
+        if settings.config.sequence_batching
+        else Limits(settings.max_requests_per_worker, settings.max_worker_memory_mb << 20),
         quarantine_time=config.quarantine_time,
         idle_timeout=settings.idle_timeout if settings.autoscale else None,
         room=room,
