@@ -29,7 +29,7 @@ START_SECONDS = 60.0
 STOP_SECONDS = 30.0
 DISK = 24 << 20  # bytes of the small disk: the models unpacked and their logs fit, with room for a few more
 ARCHIVE = 2 << 20  # bytes that unpacking the archive takes of it
-OWN_ERROR = re.compile(r"\S+ (ERROR|CRITICAL) +(?!W-)")
+OWN_ERROR = re.compile(r"\S+ (ERROR|CRITICAL) ++(?!W-|deaths - )")  # death certificates are about workers
 SAMPLE = re.compile(r'(\w+)(?:\{(?:.*?model_name="([^"]*)")?.*\})? (\S+)')
 
 ONE = "minWorkers: 1\nmaxWorkers: 1\njobQueueSize: 1000\n"

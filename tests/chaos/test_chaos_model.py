@@ -87,7 +87,7 @@ def test_a_death_excuses_the_requests_of_its_time_and_its_model(
 ) -> None:
     window = model.begin(Fault.WORKER_KILLED, 10.0, "m")
     model.end(window, 11.0)
-    model.see(model.send(Kind.PREDICT, asked, sent_at), error(500, "worker_died", seen_at))
+    model.see(model.send(Kind.PREDICT, asked, sent_at), error(503, "queue_full", seen_at))
     assert (texts(model) == []) is allowed
 
 
