@@ -88,7 +88,7 @@ async def test_a_request_that_has_killed_two_workers_kills_no_third(
     async with clients_of(tmp_path, ONE_WORKER, 1) as (client,):
         first, second = await ask(client, b"kill"), await ask(client, b"kill")
         assert (await ask(client, b"21")).body == b"42"
-    assert (first.status, first.json["reason"]) == (500, "worker_died")
+    assert (first.status, first.json["reason"]) == (500, "killed")
     assert (second.status, second.json["reason"]) == (500, "quarantined")
     assert second.json["message"] == 'Model "doubles" does not run this request: an identical one killed two workers.'
     assert 55 <= int(second.headers["retry-after"]) <= 60
