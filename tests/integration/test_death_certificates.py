@@ -405,16 +405,19 @@ async def test_a_worker_that_was_asked_to_go_has_no_certificate(tmp_path: Path) 
 
 
 async def test_what_keeps_the_standard_error_open_does_not_keep_the_answer(tmp_path: Path) -> None:
-    child = tmp_path / "child"
-    starts = f"import subprocess; open('{child}', 'w').write(str(subprocess.Popen(['sleep', '600']).pid)); "
+    pids = tmp_path / "pids"
+    starts = f"import subprocess; open('{pids}', 'a').write(f\"{{subprocess.Popen(['sleep', '600']).pid}}\\n\"); "
     async with serving(tmp_path, DIES.replace("os._exit(3)", f"{starts}os._exit(3)")) as scene:
         try:
             answer, seconds = await scene.predict(b"exit")
         finally:
-            sleeper = psutil.Process(int(child.read_text()))
-            sleeper.kill()
-        await asyncio.to_thread(sleeper.wait, 10)
-        await scene.predict(b"fine")  # meanwhile the end of the stream is noticed
+            sleepers = [psutil.Process(int(pid)) for pid in pids.read_text().split()]
+            for sleeper in sleepers:
+                sleeper.kill()
+        for sleeper in sleepers:
+            await asyncio.to_thread(sleeper.wait, 10)
+        await scene.predict(b"fine")  # meanwhile the end of the streams is noticed
+        assert len(sleepers) == 2  # the request was run twice
         assert seconds < PROMPTLY
         assert answer.json["reason"] == "exit"
 
