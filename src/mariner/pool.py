@@ -13,6 +13,7 @@ import time
 
 from mariner.autoscaling import Start, Stop
 from mariner.batching import JobQueue
+from mariner.clock import Clock
 from mariner.deaths import Death, DeathCertificate, blame, log_death
 from mariner.engines import Engine
 from mariner.errors import (
@@ -33,7 +34,7 @@ from mariner.quarantine import Quarantine
 from mariner.recipe import Recipe
 from mariner.recycling import Places, Recycler
 from mariner.scaler import Scaler
-from mariner.worker import Clock, Worker
+from mariner.worker import Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
 

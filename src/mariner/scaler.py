@@ -11,11 +11,12 @@ from typing import NamedTuple, Protocol
 
 from mariner.autoscaling import MAX_WORKERS, Demand, Idle, ScalingPolicy, Start, Stop
 from mariner.batching import JobQueue
+from mariner.clock import Clock
 from mariner.errors import NoWorker
 from mariner.lifecycle import State
 from mariner.memory import Footprint, Room
 from mariner.recipe import Recipe
-from mariner.worker import Clock, Worker
+from mariner.worker import Worker
 
 __all__ = ["Decision", "Pool", "Scaler"]
 
