@@ -12,10 +12,10 @@ from typing import NamedTuple, Protocol
 from mariner.autoscaling import MAX_WORKERS, Demand, Idle, ScalingPolicy, Start, Stop
 from mariner.batching import JobQueue
 from mariner.clock import Clock
-from mariner.errors import NoWorker
 from mariner.lifecycle import State
 from mariner.memory import Footprint, Room
 from mariner.recipe import Recipe
+from mariner.refusals import no_worker
 from mariner.worker import Worker
 
 __all__ = ["Decision", "Pool", "Scaler"]
@@ -34,9 +34,6 @@ class Pool(Protocol):
     min_workers: int
     max_workers: int
     draining: bool
-
-    def no_worker(self) -> NoWorker:
-        """The error for a request that meets no worker."""
 
 
 class Decision(NamedTuple):
@@ -114,7 +111,7 @@ class Scaler:
             NoWorker: the version does not do that.
         """
         if not self.may_grow:
-            raise self._pool.no_worker()
+            raise no_worker(self._pool.recipe.model)
         self._note("1 worker", "a request came and there was none")
         self._start(Start.FIRST_REQUEST)
 

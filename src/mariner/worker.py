@@ -22,7 +22,7 @@ from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
-from mariner.overload import no_answer, waited_too_long
+from mariner.refusals import no_answer, waited_too_long
 from mariner.suspects import triage
 from ts.wire import (
     STACK_SIGNAL,
