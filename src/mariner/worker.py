@@ -1,7 +1,8 @@
 """One worker as the server sees it: starts its process, loads the model, keeps a short window of batches with it.
 
 Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched;
-:mod:`mariner.suspects` decides about those it ran. Whether and when the worker starts again is the pool's business.
+:mod:`mariner.suspects` decides about those it ran. Whether and when the worker starts again,
+:mod:`mariner.keeper` decides.
 """
 
 from __future__ import annotations
