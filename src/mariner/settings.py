@@ -492,8 +492,8 @@ class Config:
     log_level: LogLevel = setting(LogLevel.INFO, ours=True, doc="Least important lines that are shown.")
     log_levels: tuple[str, ...] = setting(
         (), ours=True,
-        doc="Levels of single loggers, such as `mariner.worker=debug,MODEL_LOG=error`. A logger is what a line names in "
-        "`ts_log.log` or in JSON; it counts for those below it as well.",
+        doc="Levels of single loggers, such as `mariner.worker=debug,MODEL_LOG=error`. A logger is what a line names "
+        "in `ts_log.log` or in JSON; it counts for those below it as well.",
     )  # fmt: skip
     log_location: Path = setting(
         Path("logs"), ours=True, always_env="LOG_LOCATION",
