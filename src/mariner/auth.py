@@ -25,10 +25,10 @@ from enum import Enum
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from mariner.config import Config
+from mariner.config import Config, TokenMode
 from mariner.errors import BadRequest, ConfigurationError, InternalError, InvalidKey, NotFound
 
-__all__ = ["Access", "Key", "KeyType", "Keys", "Listener", "TokenMode", "keys_needed", "open_access", "read_given_keys"]
+__all__ = ["Access", "Key", "KeyType", "Keys", "Listener", "keys_needed", "open_access", "read_given_keys"]
 
 logger = logging.getLogger(__name__)
 
@@ -50,14 +50,6 @@ class Listener(Enum):
     INFERENCE = "inference"
     MANAGEMENT = "management"
     METRICS = "metrics"
-
-
-class TokenMode(Enum):
-    """Which calls need a key."""
-
-    AUTO = "auto"
-    ON = "on"
-    OFF = "off"
 
 
 class KeyType(Enum):

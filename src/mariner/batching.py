@@ -13,7 +13,8 @@ from typing import ClassVar
 
 from mariner.errors import BadRequest, MarinerError, QueueFull
 from mariner.jobs import Job, JobState
-from mariner.overload import MARGIN, waited_too_long
+from mariner.overload import MARGIN
+from mariner.refusals import waited_too_long
 
 __all__ = ["POLICIES", "EagerQueue", "FillQueue", "JobQueue", "make_queue"]
 

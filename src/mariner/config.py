@@ -29,7 +29,7 @@ from mariner.settings import (
     Origin,
     Setting,
     Source,
-    TokenAuthorization,
+    TokenMode,
 )
 from mariner.snapshot_files import newest_snapshot, snapshot_directory
 
@@ -48,7 +48,7 @@ __all__ = [
     "Scheme",
     "Setting",
     "Source",
-    "TokenAuthorization",
+    "TokenMode",
     "did_you_mean",
     "find_setting",
     "flag_names",
@@ -262,7 +262,7 @@ def _settle_tokens(values: dict[str, Any], found: dict[str, Found]) -> None:
     if switch is None or (mode is not None and mode.origin.source >= switch.origin.source):
         return
     disabled = values["disable_token_authorization"]
-    values["token_authorization"] = TokenAuthorization.OFF if disabled else TokenAuthorization.ON
+    values["token_authorization"] = TokenMode.OFF if disabled else TokenMode.ON
     found["token_authorization"] = switch
 
 

@@ -13,13 +13,14 @@ from types import MappingProxyType
 from typing import Any
 
 from mariner.archive.manifest import Manifest
+from mariner.clock import Clock
 from mariner.deaths import DeathCertificate, describe_death
-from mariner.errors import InternalError, MarinerError
+from mariner.errors import InternalError, MarinerError, NoWorker
 from mariner.jobs import Job, Outcome, Request, pack_headers
 from mariner.lifecycle import State
 from mariner.memory import resident_memory
 from mariner.registry import ModelVersion
-from mariner.worker import Clock, Worker
+from mariner.worker import Worker
 
 __all__ = ["Metadata", "ask_for_metadata", "describe_version", "read_metadata"]
 
@@ -135,12 +136,10 @@ async def ask_for_metadata(version: ModelVersion, clock: Clock) -> dict[str, Any
         alone=True,
     )
     if not version.pool.workers:
-        error = version.pool.no_worker()
-        error.message = (
+        raise NoWorker(
             f'Model "{version.name}" has no worker to serve describe request. '
             "Please use scale workers API to add workers."
         )
-        raise error
     version.pool.put(job)
     try:
         outcome = await asyncio.wait_for(future, DESCRIBE_TIMEOUT)

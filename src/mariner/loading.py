@@ -19,6 +19,7 @@ from mariner.archive.read import Archive, derive_model_name, open_archive
 from mariner.archive.s3 import sign_get
 from mariner.autoscaling import MAX_WORKERS, Start, Stop
 from mariner.batching import JobQueue, make_queue
+from mariner.clock import Clock
 from mariner.config import Config
 from mariner.deaths import DeathCertificate, DeathRegister
 from mariner.devices import Accelerators, DeviceAssigner, Vendor, cpu_quota, threads_per_worker
@@ -33,7 +34,7 @@ from mariner.recipe import make_recipe, worker_environment
 from mariner.registry import ModelVersion
 from mariner.requirements import install_requirements, interpreter
 from mariner.sequences import Rules, SequenceQueue
-from mariner.worker import Clock, Worker
+from mariner.worker import Worker
 
 __all__ = ["MAX_WORKERS", "ModelLoader"]
 

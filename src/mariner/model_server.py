@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mariner.archive.read import Archive, list_archives
+from mariner import initial_models
 from mariner.bodies import Slot
+from mariner.clock import Clock
 from mariner.config import Config
 from mariner.deaths import DeathCertificate, DeathRegister
+from mariner.deployment import Deployment
 from mariner.description import Metadata, ask_for_metadata, describe_version, read_metadata
 from mariner.devices import Accelerators, read_gpu_usage
 from mariner.engines import Engine
@@ -27,24 +27,10 @@ from mariner.metrics import Metrics
 from mariner.model_settings import Explained, RegisterOptions
 from mariner.registry import ModelVersion, Registry
 from mariner.snapshot import SnapshotModel
-from mariner.worker import Clock
 
 __all__ = ["ModelServer", "Registered"]
 
 log = logging.getLogger(__name__)
-
-LAST_TIMERS = 10.0  # seconds after which no timer of a worker that has gone refers to it
-
-
-@dataclass(frozen=True, slots=True)
-class _Wanted:
-    """A model to load at start."""
-
-    url: str
-    options: RegisterOptions
-    failure: str  # how the line about one that fails begins
-    at_startup: bool = False  # and not from a snapshot
-    default: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +84,6 @@ class ModelServer:
         self.draining = False
         self.phase = Phase.SERVING
         self.changed: Callable[[], object] = lambda: None
-        self._leaving: list[ModelVersion] = []  # unregistered, but still answering what waits
-        self._arriving: list[ModelVersion] = []  # not registered yet; their workers start
-        self._reloading = asyncio.Lock()
-        self._not_loaded: set[str] = set()  # urls of initial models whose archive could not be used
         self._deaths = DeathRegister()
         self._engine = engine
         self._clock = clock
@@ -114,6 +96,14 @@ class ModelServer:
             accelerators=accelerators,
             temp_dir=temp_dir,
             deaths=self._deaths,
+        )
+        self._deployment = Deployment(
+            self._loader,
+            self.registry,
+            clock=clock,
+            drain_timeout=config.unregister_model_timeout,
+            stopping=lambda: self.draining,
+            replaced=lambda: self.changed(),  # noqa: PLW0108 - who listens may change
         )
         metrics.watch_queues(self._queues)
         metrics.watch_workers(self._ready_workers)
@@ -207,17 +197,17 @@ class ModelServer:
         Raises:
             ModelNotFound, InvalidArchive, DownloadFailed, Conflict, BadRequest, WorkerStartFailed: it cannot be done.
         """
-        self._require_open()
+        self._deployment.require_open()
         options = options or RegisterOptions()
-        version = await self._enter(url, await self._loader.open(url, options), options)
-        await self._start(version)
+        version = await self._deployment.enter(url, await self._deployment.open(url, options), options)
+        await self._deployment.start(version)
         self.changed()
         workers = version.settings.min_workers
         if workers and synchronous:
             try:
                 await version.pool.settle()
             except WorkerStartFailed:
-                await self._remove(version)
+                await self._deployment.remove(version)
                 self.changed()
                 raise
         on_demand = version.pool.scaler.on_demand
@@ -231,64 +221,11 @@ class ModelServer:
         Args:
             specs: ``all``, or any number of ``url`` and ``name=url``. What is there already, from a snapshot, is left.
         """
-        if [spec.lower() for spec in specs] == ["all"]:
-            specs = self._store_entries()
-        there = {(name, version.archive.url) for version in self.registry for name in ("", version.name)}
-        wanted = [(name, url) for name, url in map(_split_spec, specs) if (name, url) not in there]
-        for _, url in wanted:
-            log.info("Loading initial models: %s", url)
-        await self._load_all(
-            [
-                _Wanted(
-                    url,
-                    RegisterOptions(model_name=name or None, asked_by="load_models"),
-                    f"Failed to load model: {url}",
-                    at_startup=True,
-                )
-                for name, url in wanted
-            ]
-        )
+        await initial_models.load_named(self._deployment, specs, self.config.model_store)
 
     async def restore(self, models: Sequence[SnapshotModel]) -> None:
         """Registers the models of a snapshot; one that fails does not stop the others."""
-        failure = "Error while registering model. Details: "
-        await self._load_all(
-            [_Wanted(model.url, model.options, failure + model.name, default=model.default) for model in models]
-        )
-
-    async def _load_all(self, wanted: Sequence[_Wanted]) -> None:
-        """Opens archives side by side, registers their versions in order, and lets the workers start side by side."""
-        opening = [asyncio.create_task(self._loader.open(want.url, want.options, reuse=True)) for want in wanted]
-        entered = []
-        for want, archive in zip(wanted, opening, strict=True):
-            with self._failing_alone(want):
-                version = await self._enter(want.url, await archive, want.options, at_startup=want.at_startup)
-                if want.default:
-                    self.registry.set_default(version.name, version.version)
-                entered.append((want, version))
-        await asyncio.gather(*(self._start_initial(want, version) for want, version in entered))
-
-    async def _start_initial(self, want: _Wanted, version: ModelVersion) -> None:
-        with self._failing_alone(want):
-            await self._start(version)
-
-    @contextmanager
-    def _failing_alone(self, want: _Wanted) -> Iterator[None]:
-        """Logs what goes wrong with one of several models."""
-        try:
-            yield
-        except MarinerError as error:
-            self._not_loaded.add(want.url)
-            log.warning("%s: %s %s", want.failure, error.message, error.hint)
-        except Exception:
-            self._not_loaded.add(want.url)
-            log.exception("%s", want.failure)
-
-    def _store_entries(self) -> list[str]:
-        if self.config.model_store is None:
-            log.warning("load_models=all has no effect: no model store is configured.")
-            return []
-        return list_archives(self.config.model_store)
+        await initial_models.restore(self._deployment, models)
 
     async def wait_until_ready(self, progress: Callable[[ModelVersion, bool], object] | None = None) -> None:
         """Waits until every worker of every model has loaded or failed once.
@@ -310,54 +247,7 @@ class ModelServer:
 
     def not_loaded(self) -> int:
         """How many initial models have no version, because their archive could not be used."""
-        return len(self._not_loaded)
-
-    def _require_open(self) -> None:
-        if self.draining:
-            raise Draining("The server is stopping.")
-
-    async def _enter(
-        self, url: str, archive: Archive, options: RegisterOptions, *, at_startup: bool = False
-    ) -> ModelVersion:
-        """Registers a version of an open archive; it has no workers yet."""
-        try:
-            version = self._loader.make(url, archive, options, at_startup=at_startup)
-            old = self._broken(version.name, version.version)
-            if old is None:
-                self.registry.add(version)
-            else:
-                self.registry.replace(old, version)
-                log.info("%s is registered anew in the place of one whose workers failed too often.", _title(old))
-                await self._retire(old, keep_download=True)
-            log.debug("Adding new version %s for model %s", version.version, version.name)
-            if self.registry.is_default(version):
-                log.debug("Setting default version to %s for model %s", version.version, version.name)
-        except BaseException:
-            await asyncio.to_thread(archive.remove)
-            raise
-        return version
-
-    def _broken(self, name: str, number: str) -> ModelVersion | None:
-        """The registered version of that number, if none of its workers will come without help."""
-        try:
-            found = self.registry.get(name, number)
-        except NotFound:
-            return None
-        return found if found.pool.broken else None
-
-    async def _start(self, version: ModelVersion) -> None:
-        """Gives a registered version its packages and workers, or takes it out again."""
-        try:
-            await self._loader.install(version, cancelled=lambda: self.draining)
-            self._require_open()  # pip may have taken minutes
-        except BaseException:
-            self.registry.remove(version)
-            await asyncio.to_thread(version.archive.remove)
-            raise
-        self._not_loaded.discard(version.archive.url)
-        log.info("Model %s loaded.", version.name)
-        log.debug("updateModel: %s, count: %d", version.name, version.settings.min_workers)
-        version.pool.scale(version.settings.min_workers, version.settings.max_workers)
+        return len(self._deployment.not_loaded)
 
     async def unregister(self, name: str, version: str | None = None) -> None:
         """Answers what waits, stops the workers and deletes the unpacked files.
@@ -367,26 +257,8 @@ class ModelServer:
         """
         found = self.registry.get(name, version)
         self.registry.check_removable(found)
-        await self._remove(found)
+        await self._deployment.remove(found)
         self.changed()
-
-    async def _remove(self, version: ModelVersion) -> None:
-        self.registry.remove(version)
-        log.info("Unregistering model %s version %s", version.name, version.version)
-        await self._retire(version)
-        log.info("Model %s version %s unregistered.", version.name, version.version)
-
-    async def _retire(self, version: ModelVersion, *, keep_download: bool = False) -> None:
-        """Lets a version that is not registered any more answer what it has, and removes it."""
-        self._leaving.append(version)
-        try:
-            await version.pool.drain(self.config.unregister_model_timeout)
-            await asyncio.to_thread(version.archive.remove, keep_download=keep_download)
-        finally:
-            self._leaving.remove(version)
-            # Pool, workers and processes refer to each other. Left to the collector, whose thresholds are those of a
-            # server that makes no cycles, hundreds of such versions would lie about.
-            self._clock.call_at(self._clock.time() + LAST_TIMERS, gc.collect)
 
     async def reload_version(self, name: str, version: str | None = None) -> ModelVersion:
         """Loads the archive of a version anew and puts the result into its place, without losing a request.
@@ -397,9 +269,8 @@ class ModelServer:
         Raises:
             MarinerError: the archive cannot be loaded; the old version goes on.
         """
-        self._require_open()
-        async with self._reloading:
-            return await self._replace(self.registry.get(name, version))
+        self._deployment.require_open()
+        return await self._deployment.replace(name, version)
 
     async def reload(self) -> None:
         """Replaces each version whose archive has changed since it was opened, one after the other.
@@ -407,56 +278,7 @@ class ModelServer:
         Requests go to the old version until the workers of the new one are ready; then it answers what it has and
         goes. An archive that cannot be loaded leaves the old version as it is. The log says what happened.
         """
-        async with self._reloading:
-            changed = [version for version in self.registry if await asyncio.to_thread(version.archive.changed)]
-            if not changed:
-                log.info("No archive has changed since it was loaded.")
-            for old in changed:
-                await self._reload(old)
-
-    async def _reload(self, old: ModelVersion) -> None:
-        try:
-            await self._replace(old)
-        except MarinerError as error:
-            log.warning("%s could not be reloaded: %s %s", _title(old), error.message, error.hint)
-        except Exception:
-            log.exception("%s could not be reloaded.", _title(old))
-
-    async def _replace(self, old: ModelVersion) -> ModelVersion:
-        begun = self._clock.time()
-        new = await self._loader.remake(old)
-        self._arriving.append(new)
-        try:
-            await self._start_beside(old, new)
-        except BaseException:
-            await new.pool.drain(0.0)
-            await asyncio.to_thread(new.archive.remove, keep_download=True)
-            raise
-        finally:
-            self._arriving.remove(new)
-        log.info("%s is replaced by version %s after %.2f s.", _title(old), new.version, self._clock.time() - begun)
-        self.changed()
-        await self._retire(old, keep_download=True)
-        return new
-
-    async def _start_beside(self, old: ModelVersion, new: ModelVersion) -> None:
-        """Starts the workers of a version, as many as the other was told to have, and gives it the other's place."""
-        await self._loader.install(new, cancelled=lambda: self.draining)
-        self._require_open()
-        told = old.pool.min_workers, old.pool.max_workers
-        if told == (old.settings.min_workers, old.settings.max_workers):  # nobody has scaled it since
-            new.pool.scale(new.settings.min_workers, new.settings.max_workers)
-        else:
-            new.pool.scale(*told)
-            new.scaled = old.scaled
-        new.pool.scaler.start_with(len(old.pool.workers))  # the load that made them so many goes on
-        await new.pool.settle()
-        self._require_open()
-        self.registry.replace(old, new)
-        if (old.pool.min_workers, old.pool.max_workers) != told:  # somebody has scaled it meanwhile
-            new.pool.scale(old.pool.min_workers, old.pool.max_workers)
-            new.scaled = old.scaled
-        new.pool.take_over(old.pool)
+        await self._deployment.replace_changed()
 
     async def scale(
         self, name: str, version: str | None, min_workers: int, max_workers: int, *, synchronous: bool
@@ -535,7 +357,7 @@ class ModelServer:
         try:
             found = self.registry.versions(name) if all_versions else [self.registry.get(name, version)]
         except NotFound:
-            found = [old for old in self._leaving if old.name == name and version in {None, old.version}]
+            found = [old for old in self._deployment.leaving if old.name == name and version in {None, old.version}]
             if not found:
                 raise
         usage: dict[int, str] = {}
@@ -614,7 +436,7 @@ class ModelServer:
             return self.phase
         if self.draining:
             return Readiness.DRAINING
-        if self._not_loaded or not self.healthy():
+        if self._deployment.not_loaded or not self.healthy():
             return Readiness.BROKEN
         initial = (version.pool for version in self.registry if version.loaded_at_startup)
         return Readiness.READY if all(pool.ready for pool in initial if pool.min_workers) else Readiness.LOADING
@@ -642,23 +464,6 @@ class ModelServer:
             Whether everything was answered in time.
         """
         self.draining = True
-        for version in self._arriving:
-            version.pool.scale(0, 0)  # who waits for its workers sees to the rest
-        versions = list(self.registry)
-        in_time = await asyncio.gather(*(version.pool.drain(timeout) for version in [*versions, *self._leaving]))
-        for version in versions:
-            self.registry.remove(version)
-            await asyncio.to_thread(version.archive.remove, keep_download=True)
-        async with self._reloading:
-            await self._engine.close()
-        return all(in_time)
-
-
-def _split_spec(spec: str) -> tuple[str, str]:
-    """Name, or "", and url of a model to load at start."""
-    name, _, url = spec.rpartition("=") if "://" not in spec.partition("=")[0] else ("", "", spec)
-    return name, url
-
-
-def _title(version: ModelVersion) -> str:
-    return f"Model {version.name} version {version.version}"
+        in_time = await self._deployment.drain(timeout)
+        await self._engine.close()
+        return in_time

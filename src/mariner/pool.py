@@ -1,5 +1,6 @@
-"""WorkerPool: the workers of one model version. Keeps them alive, feeds them from the queue, drains them.
+"""WorkerPool: the workers of one model version. Makes them more and fewer, feeds them from the queue, drains them.
 
+A :mod:`mariner.keeper` keeps each of them alive; :mod:`mariner.refusals` has what requests are told that come in vain.
 Idle workers pull batches; nothing dispatches. Draining is a request that workers see between batches, never the
 cancellation of a task that may hold jobs.
 """
@@ -7,42 +8,30 @@ cancellation of a task that may hold jobs.
 from __future__ import annotations
 
 import asyncio
-import logging
 import math
-import time
+from functools import partial
 
+from mariner import refusals
 from mariner.autoscaling import Start, Stop
 from mariner.batching import JobQueue
+from mariner.clock import Clock, sleep
 from mariner.deaths import Death, DeathCertificate, blame, log_death
 from mariner.engines import Engine
-from mariner.errors import (
-    Broken,
-    Busy,
-    Draining,
-    MarinerError,
-    NoWorker,
-    QueueFull,
-    ServiceUnavailable,
-    WorkerDied,
-    WorkerStartFailed,
-)
+from mariner.errors import Broken, MarinerError, QueueFull, ServiceUnavailable, WorkerDied
 from mariner.jobs import Job, Reply, Sample
-from mariner.lifecycle import Event, Readiness, Recovery, State
-from mariner.overload import deadline_too_short, expected_wait, loading, retry_after
+from mariner.keeper import Keeper, log_defect
+from mariner.lifecycle import Event, Readiness, State
+from mariner.overload import expected_wait, retry_after
 from mariner.quarantine import Quarantine
 from mariner.recipe import Recipe
 from mariner.recycling import Places, Recycler
 from mariner.scaler import Scaler
-from mariner.worker import Clock, Worker
+from mariner.worker import Worker
 
 __all__ = ["PoolObserver", "WorkerPool"]
 
-log = logging.getLogger(__name__)
-
 FRAME_JOBS = 8  # requests worth a frame of their own to a fast model
 FINISH_GRACE = 5.0  # seconds between asking an idle worker to go and making it go
-RECOVERING = "Auto recovery start timestamp: "  # these two are what TorchServe writes and scripts look for
-RECOVERED = " Auto recovery succeeded, reset recoveryStartTS"
 
 
 class PoolObserver:
@@ -97,9 +86,8 @@ class WorkerPool:
         self._engine = engine
         self._clock = clock
         self._observer = observer or PoolObserver()
-        self._keepers: dict[Worker, asyncio.Task[None]] = {}
-        self._recoveries: dict[Worker, Recovery] = {}
-        self._settled: dict[Worker, asyncio.Future[None]] = {}  # done at the first success or failure
+        self._sleep = partial(sleep, clock)
+        self._keepers: dict[Worker, Keeper] = {}  # also of workers that are going
         self._recycler: asyncio.Task[None] | None = None
         self._pump_due = False
         self._timer: asyncio.TimerHandle | None = None
@@ -180,14 +168,14 @@ class WorkerPool:
     def _check(self, job: Job) -> None:
         """Refuses a job that need not wait to be refused."""
         if self.draining:
-            raise Draining(f'Model "{self.recipe.model}" is being unregistered or stopped.', retry_after=1.0)
+            raise refusals.draining(self.recipe.model)
         if not self.workers:
             self.scaler.wake_up()
         elif self._without_worker_since is not None and self.broken:
-            raise self._broken_error()
+            raise self._broken_refusal()
         elif self.recipe.job_ticket and sum(worker.idle for worker in self.workers) <= len(self.queue):
             self.scaler.turned_away()
-            raise self.no_worker("Each of them is busy, and with useJobTicket no request waits.", Busy)
+            raise refusals.busy(self.recipe.model)
         if self.quarantine.inmates and (refusal := self.quarantine.refusal(job)) is not None:
             raise refusal
         if job.deadline < math.inf:
@@ -196,28 +184,14 @@ class WorkerPool:
             if wait and wait + batch > left:
                 wait, batch = self._expected_wait(len(self.queue))  # without those whose clients have gone
                 if wait and wait + batch > left:
-                    raise deadline_too_short(self.recipe.model, left, wait, batch)
+                    raise refusals.deadline_too_short(self.recipe.model, left, wait, batch)
 
     def _expected_wait(self, queued: int) -> tuple[float, float]:
         ready = [worker for worker in self.workers if worker.state is State.READY]
         return expected_wait(queued + self.queue.ahead, self.queue.batch_size, ready, self._clock.time())
 
-    def no_worker(self, hint: str = "", kind: type[NoWorker] = NoWorker) -> NoWorker:
-        """The error for a request that meets no worker."""
-        return kind(
-            f'Model "{self.recipe.model}" has no worker to serve inference request. '
-            "Please use scale workers API to add workers. If this is a sequence inference, please check if it is "
-            "closed, or expired; or exceeds maxSequenceJobQueueSize",
-            hint=hint,
-        )
-
-    def _broken_error(self) -> Broken:
-        error = Broken(
-            f'Model "{self.recipe.model}" has no worker to serve inference request: its workers failed too often and '
-            "are not started again.",
-            hint="Scale the model or register it again to retry.",
-        )
-        return blame(error, self.last_death)
+    def _broken_refusal(self) -> Broken:
+        return blame(refusals.broken(self.recipe.model), self.last_death)
 
     # -- scaling ------------------------------------------------------------------------------------------------------
 
@@ -235,7 +209,7 @@ class WorkerPool:
             places = Places(self.workers, self._add_after, self._remove, self._fill, self._settled)
             recycler = Recycler(places, self.recipe.limits, sleep=self._sleep)
             self._recycler = asyncio.create_task(recycler.run(), name=f"recycler of {self.recipe.model}")
-            self._recycler.add_done_callback(self._keeper_ended)
+            self._recycler.add_done_callback(log_defect)
 
     async def settle(self) -> None:
         """Waits until each worker has loaded.
@@ -243,11 +217,14 @@ class WorkerPool:
         Raises:
             WorkerStartFailed: one of them failed.
         """
-        futures = [self._settled[worker] for worker in self.workers if worker in self._settled]
+        futures = [self._settled(worker) for worker in self.workers]
         if futures:
             done, _ = await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
             for future in done:
                 future.result()
+
+    def _settled(self, worker: Worker) -> asyncio.Future[None]:
+        return self._keepers[worker].settled
 
     def _fill(self) -> None:
         while len(self.workers) < self.min_workers:
@@ -274,12 +251,13 @@ class WorkerPool:
             overlap=self.recipe.overlap,
         )
         self.workers.append(worker)
-        self._recoveries[worker] = Recovery(self.recipe.retry_window)
-        self._settled[worker] = asyncio.get_running_loop().create_future()
-        self._settled[worker].add_done_callback(lambda future: future.exception())  # nobody needs to ask
-        predecessor = None if after is None else self._keepers[after]
-        self._keepers[worker] = asyncio.create_task(self._keep(worker, predecessor), name=worker.spec.name)
-        self._keepers[worker].add_done_callback(self._keeper_ended)
+        self._keepers[worker] = Keeper(
+            worker,
+            self,
+            clock=self._clock,
+            retry_window=self.recipe.retry_window,
+            predecessor=None if after is None else self._keepers[after],
+        )
         self.scaler.resized()
         self._observer.started(self, why)
         return worker
@@ -298,7 +276,7 @@ class WorkerPool:
             return
         worker.move(Event.GONE)
         self._keepers[worker].cancel()
-        self._forget(worker)
+        self.forget(worker)
 
     def _insist(self, worker: Worker) -> None:
         if worker.state is State.DRAINING:
@@ -306,98 +284,6 @@ class WorkerPool:
                 self._clock.call_at(self._clock.time() + FINISH_GRACE, self._insist, worker)
             else:
                 worker.kill("it did not go when asked to")
-
-    # -- keeping alive ------------------------------------------------------------------------------------------------
-
-    async def _keep(self, worker: Worker, predecessor: asyncio.Task[None] | None) -> None:
-        """The life of one worker: start, serve until it dies, start again while recovery allows."""
-        if predecessor is not None:
-            await asyncio.wait({predecessor})
-        recovery = self._recoveries[worker]
-        while True:
-            try:
-                await worker.start()
-            except Death as death:
-                worker.kill("it could not load")
-                reason = death
-                if worker.pid:
-                    await worker.ended()
-            else:
-                again = RECOVERED if recovery.failing else ""
-                recovery.loaded()
-                seconds = self._clock.time() - worker.started_at
-                log.info("%s is ready after %.2f s.%s", worker.spec.name, seconds, again)
-                self._observer.loaded(self, worker, seconds)
-                self.scaler.loaded(seconds)
-                self._settle(worker, None)
-                self._note_readiness()
-                reason = await worker.ended()
-            if worker.stopping:
-                worker.move(Event.GONE)
-                self._forget(worker)
-                return
-            if worker.answered:
-                recovery.answered()
-            again = "Auto recovery failed again" if recovery.failing else f"{RECOVERING}{time.time() * 1000:.0f}"
-            delay = (
-                recovery.died(suspected=worker.suspected) if reason.loaded else recovery.load_failed(self._clock.time())
-            )
-            worker.move(Event.GAVE_UP if delay is None else Event.FAILED)
-            if (delay is None or not reason.loaded) and self.scaler.lets_go(worker, reason):
-                self._remove(worker, Stop.FAILED)
-                return
-            self._settle(worker, self._start_failed(worker, reason))
-            self._note_readiness()
-            if delay is None:
-                log.error("%s ended: %s. It failed too often and is not started again.", worker.spec.name, reason)
-                return
-            log.warning(
-                "%s ended: %s. Worker disconnected. %s. Retry worker: %d in %g seconds.",
-                *(worker.spec.name, reason, again, worker.id, delay),
-            )
-            await self._sleep(delay)
-            worker.move(Event.RETRY)
-            self._observer.started(self, Start.RESTART)
-
-    def _keeper_ended(self, task: asyncio.Task[None]) -> None:
-        if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("%s is lost: a defect of the server.", task.get_name(), exc_info=error)
-
-    def _forget(self, worker: Worker) -> None:
-        """The worker has stopped for good."""
-        del self._keepers[worker], self._recoveries[worker]
-        self._settle(worker, None)
-        del self._settled[worker]
-        self._observer.gone(self, worker)
-        self._progressed.set()
-
-    async def _sleep(self, seconds: float) -> None:
-        """Sleeps on the clock that was passed in."""
-        if seconds <= 0:
-            return
-        woken = asyncio.get_running_loop().create_future()
-        handle = self._clock.call_at(self._clock.time() + seconds, woken.set_result, None)
-        try:
-            await woken
-        finally:
-            handle.cancel()
-
-    def _settle(self, worker: Worker, error: MarinerError | None) -> None:
-        future = self._settled[worker]
-        if not future.done():
-            if error is None:
-                future.set_result(None)
-            else:
-                future.set_exception(error)
-
-    def _start_failed(self, worker: Worker, death: Death) -> WorkerStartFailed:
-        cause = death.message.replace(worker.load.model_dir, ".")  # clients learn no paths of this machine
-        error = WorkerStartFailed(
-            f"Failed to start workers for model {self.recipe.model} version: {self.recipe.version}",
-            out_of_memory=death.out_of_memory,
-            hint=cause,
-        )
-        return blame(error, worker.certificate)
 
     # -- feeding ------------------------------------------------------------------------------------------------------
 
@@ -450,8 +336,9 @@ class WorkerPool:
             self._arm(deadline)
         since = self._without_worker_since
         if since is not None and (waited := self._clock.time() - since) >= self.recipe.response_timeout:
-            failing = any(recovery.failing for recovery in self._recoveries.values())
-            error = loading(self.recipe.model, waited) if self.workers else self.no_worker()
+            failing = any(keeper.failing for keeper in self._keepers.values())
+            model = self.recipe.model
+            error = refusals.loading(model, waited) if self.workers else refusals.no_worker(model)
             self._refuse_waiting(blame(error, self.last_death if failing else None))
         self._pump()
 
@@ -466,7 +353,7 @@ class WorkerPool:
         if self._without_worker_since is None:
             self._without_worker_since = self._clock.time()
         if self.broken:
-            self._refuse_waiting(self._broken_error())
+            self._refuse_waiting(self._broken_refusal())
         elif self.queue:
             self._arm()
 
@@ -531,6 +418,35 @@ class WorkerPool:
             if refusal is not None:
                 other.end(refusal)
 
+    # -- what keepers tell --------------------------------------------------------------------------------------------
+
+    def loaded(self, worker: Worker, seconds: float) -> None:
+        """A worker is ready; see :class:`mariner.keeper.Owner`."""
+        self._observer.loaded(self, worker, seconds)
+        self.scaler.loaded(seconds)
+        self._note_readiness()
+
+    def lets_go(self, worker: Worker, death: Death) -> bool:
+        """Takes out a worker that failed, if the others suffice."""
+        if not self.scaler.lets_go(worker, death):
+            return False
+        self._remove(worker, Stop.FAILED)
+        return True
+
+    def failed(self, worker: Worker) -> None:  # noqa: ARG002
+        """A worker waits for its next start, or is broken."""
+        self._note_readiness()
+
+    def restarted(self, worker: Worker) -> None:  # noqa: ARG002
+        """A worker starts again."""
+        self._observer.started(self, Start.RESTART)
+
+    def forget(self, worker: Worker) -> None:
+        """A worker has stopped for good."""
+        self._keepers.pop(worker).settle()
+        self._observer.gone(self, worker)
+        self._progressed.set()
+
     # -- going --------------------------------------------------------------------------------------------------------
 
     async def drain(self, timeout: float) -> bool:
@@ -547,7 +463,7 @@ class WorkerPool:
         while self.queue or self.in_flight:
             self._progressed.clear()
             if not self.ready and not self.in_flight:
-                self._refuse_waiting(self._stopped_error())  # nobody will come to serve it
+                self._refuse_waiting(refusals.stopped(self.recipe.model))  # nobody will come to serve it
             else:
                 await self._progressed.wait()
         in_time = not self._overdue
@@ -563,10 +479,7 @@ class WorkerPool:
 
     def _give_up_draining(self) -> None:
         self._overdue = True
-        self._refuse_waiting(self._stopped_error())
+        self._refuse_waiting(refusals.stopped(self.recipe.model))
         for worker in self._keepers:
             worker.kill("it did not finish in time", overdue=True)
         self._progressed.set()
-
-    def _stopped_error(self) -> Draining:
-        return Draining(f'Model "{self.recipe.model}" was stopped before the turn of this request came.')

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -65,7 +65,7 @@ class Places(NamedTuple):
     add: Callable[[Worker | None], Worker]
     remove: Callable[[Worker], None]
     fill: Callable[[], None]
-    settled: Mapping[Worker, asyncio.Future[None]]
+    settled: Callable[[Worker], asyncio.Future[None]]
 
     async def replace(self, old: Worker, *, beside: bool) -> Worker:
         """Gives the place of a worker to a new one, which loads before the other goes or, without ``beside``, after.
@@ -77,7 +77,7 @@ class Places(NamedTuple):
             WorkerStartFailed: the new one cannot load; the old one stays if it has not gone.
         """
         new = self.add(None if beside else old)
-        settled = self.settled[new]
+        settled = self.settled(new)
         if beside:
             await asyncio.wait({settled})
             if settled.exception() is not None and new in self.workers:

@@ -11,11 +11,12 @@ from typing import NamedTuple, Protocol
 
 from mariner.autoscaling import MAX_WORKERS, Demand, Idle, ScalingPolicy, Start, Stop
 from mariner.batching import JobQueue
-from mariner.errors import NoWorker
+from mariner.clock import Clock
 from mariner.lifecycle import State
 from mariner.memory import Footprint, Room
 from mariner.recipe import Recipe
-from mariner.worker import Clock, Worker
+from mariner.refusals import no_worker
+from mariner.worker import Worker
 
 __all__ = ["Decision", "Pool", "Scaler"]
 
@@ -33,9 +34,6 @@ class Pool(Protocol):
     min_workers: int
     max_workers: int
     draining: bool
-
-    def no_worker(self) -> NoWorker:
-        """The error for a request that meets no worker."""
 
 
 class Decision(NamedTuple):
@@ -113,7 +111,7 @@ class Scaler:
             NoWorker: the version does not do that.
         """
         if not self.may_grow:
-            raise self._pool.no_worker()
+            raise no_worker(self._pool.recipe.model)
         self._note("1 worker", "a request came and there was none")
         self._start(Start.FIRST_REQUEST)
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from mariner import logs
 from mariner.archive.read import remove_partial_downloads
-from mariner.auth import Access, TokenMode, open_access, read_given_keys
+from mariner.auth import Access, open_access, read_given_keys
 from mariner.auth import Listener as Kind
 from mariner.bodies import Arena
 from mariner.certificates import load_context
@@ -354,7 +354,7 @@ def _make_metrics(config: Config, on_metric: Callable[[Update], None] | None) ->
 def _make_access(config: Config) -> Access:
     address = config.management_address
     return open_access(
-        TokenMode(config.token_authorization.value),
+        config.token_authorization,
         management_host="unix" if address.scheme is Scheme.UNIX else address.host,
         key_file=_key_directory(config) / "key_file.json",
         lifetime=None if config.token_expiration_min is None else config.token_expiration_min * 60,

@@ -34,7 +34,7 @@ __all__ = [
     "Origin",
     "Setting",
     "Source",
-    "TokenAuthorization",
+    "TokenMode",
 ]
 
 # The TorchServe release whose behaviour is kept, and ours as local version: version checks in scripts go on working.
@@ -44,8 +44,8 @@ VERSION: Final = f"0.12.0+mariner.{__version__}"
 _Row = ParamSpec("_Row")
 
 
-class TokenAuthorization(Enum):
-    """Who needs a token."""
+class TokenMode(Enum):
+    """Which calls need a key."""
 
     AUTO = "auto"  # management calls from other machines
     ON = "on"  # every call, as in TorchServe
@@ -492,8 +492,8 @@ class Config:
     log_level: LogLevel = setting(LogLevel.INFO, ours=True, doc="Least important lines that are shown.")
     log_levels: tuple[str, ...] = setting(
         (), ours=True,
-        doc="Levels of single loggers, such as `mariner.pool=debug,MODEL_LOG=error`. A logger is what a line names in "
-        "`ts_log.log` or in JSON; it counts for those below it as well.",
+        doc="Levels of single loggers, such as `mariner.worker=debug,MODEL_LOG=error`. A logger is what a line names "
+        "in `ts_log.log` or in JSON; it counts for those below it as well.",
     )  # fmt: skip
     log_location: Path = setting(
         Path("logs"), ours=True, always_env="LOG_LOCATION",
@@ -507,8 +507,8 @@ class Config:
         doc="Which answers get a line in `access_log.log`: `auto` is all of them up to 10,000 in a second, and errors.",
     )  # fmt: skip
 
-    token_authorization: TokenAuthorization = setting(
-        TokenAuthorization.AUTO, heading="Access", ours=True,
+    token_authorization: TokenMode = setting(
+        TokenMode.AUTO, heading="Access", ours=True,
         doc="`auto` asks other machines for a key when they manage models; `on` asks everybody for every call, as "
         "TorchServe does; `off` asks nobody.",
     )  # fmt: skip

@@ -1,7 +1,7 @@
 """What ships for tests: a clock that moves when told, an engine without processes, a server in the event loop.
 
 For our tests and for those of people who build on the server. The fakes speak the real interfaces
-(``mariner.worker.Clock``, ``mariner.engines.Engine``), so nothing has to be patched.
+(``mariner.clock.Clock``, ``mariner.engines.Engine``), so nothing has to be patched.
 """
 
 from __future__ import annotations

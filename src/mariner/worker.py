@@ -1,7 +1,8 @@
 """One worker as the server sees it: starts its process, loads the model, keeps a short window of batches with it.
 
 Replies are matched to jobs by id. When the process ends, the jobs it had not begun come back untouched;
-:mod:`mariner.suspects` decides about those it ran. Whether and when the worker starts again is the pool's business.
+:mod:`mariner.suspects` decides about those it ran. Whether and when the worker starts again,
+:mod:`mariner.keeper` decides.
 """
 
 from __future__ import annotations
@@ -10,18 +11,19 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Protocol
 
 from mariner.batching import JobQueue
 from mariner.causes import Cause, Ending
+from mariner.clock import Clock
 from mariner.deaths import Death, DeathCertificate, HeldRequest, blame, issue
 from mariner.engines import Buffer, Engine, Exit, Process, WorkerSpec
 from mariner.errors import WorkerDied
 from mariner.jobs import Job
 from mariner.lifecycle import Event, State, next_state
-from mariner.overload import no_answer, waited_too_long
+from mariner.refusals import no_answer, waited_too_long
 from mariner.suspects import triage
 from ts.wire import (
     STACK_SIGNAL,
@@ -39,7 +41,7 @@ from ts.wire import (
     encode_predict,
 )
 
-__all__ = ["Clock", "Owner", "Worker"]
+__all__ = ["Owner", "Worker"]
 
 log = logging.getLogger(__name__)
 
@@ -51,19 +53,6 @@ MAX_FRAMES = 4  # unanswered at a time; what arrives meanwhile fills the next
 SMOOTHING = 0.2  # weight of the newest batch in the estimate of how long a batch takes
 LOW_WATER = 0.0002  # seconds of work below which a worker takes a batch that is not full although it is busy
 SPAWN_TIMEOUT = 120.0  # seconds from the creation of the process to its first word; TorchServe's limit
-
-
-class Clock(Protocol):
-    """The time and its timers: an event loop, or the fake one of ``mariner.testing``."""
-
-    def time(self) -> float:
-        """Seconds; only differences mean something."""
-
-    def call_soon(self, callback: Callable[..., Any], *args: Any) -> object:
-        """Calls ``callback`` in the next turn of the event loop."""
-
-    def call_at(self, when: float, callback: Callable[..., Any], *args: Any) -> asyncio.TimerHandle:
-        """Calls ``callback`` at that time."""
 
 
 class Owner(Protocol):

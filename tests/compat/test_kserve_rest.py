@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 
 from mariner.auth import Listener
-from mariner.config import Address, Config, TokenAuthorization
+from mariner.config import Address, Config, TokenMode
 from mariner.serve import Server
 from mariner.testing import running_server
 
@@ -265,7 +265,7 @@ async def test_14_where_every_call_needs_a_key_so_do_these(tmp_path: Path, monke
         model_store=tmp_path / "store",
         load_models=("m",),
         temp_dir=tmp_path,
-        token_authorization=TokenAuthorization.ON,
+        token_authorization=TokenMode.ON,
     ) as server:
         await server.models.wait_until_ready()
         asked = Asked(server)

@@ -22,7 +22,7 @@ import pytest
 from test_serving import ONE_WORKER, Answer, Client, put_model
 
 from mariner.auth import Listener
-from mariner.config import Address, Config, MetricsMode, Origin, Scheme, Source, TokenAuthorization, load_config
+from mariner.config import Address, Config, MetricsMode, Origin, Scheme, Source, TokenMode, load_config
 from mariner.errors import ConfigurationError
 from mariner.jobs import Part, Request
 from mariner.metrics import Update, format_line
@@ -592,7 +592,7 @@ async def test_31_without_its_interface_no_listener_has_metrics(tmp_path: Path, 
 
 async def test_32_metrics_need_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # the key file is written there
-    async with running_server(temp_dir=tmp_path, token_authorization=TokenAuthorization.ON) as server:
+    async with running_server(temp_dir=tmp_path, token_authorization=TokenMode.ON) as server:
         client = await Client.connect(server)
         assert (await client.ask("POST", "/predictions/m")).json["type"] == "InvalidKeyException"
         await client.close()

@@ -33,9 +33,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from mariner.address import Address
-from mariner.auth import Access, Listener, TokenMode
+from mariner.auth import Access, Listener
 from mariner.bodies import Arena
-from mariner.config import Config
+from mariner.config import Config, TokenMode
 from mariner.devices import Accelerators
 from mariner.http.app import App
 from mariner.http.connections import Limits

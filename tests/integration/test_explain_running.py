@@ -13,7 +13,7 @@ from test_serving import Client, put_model
 from mariner import cli
 from mariner.address import Address, Scheme
 from mariner.auth import Listener
-from mariner.config import TokenAuthorization
+from mariner.config import TokenMode
 from mariner.model_settings import RegisterOptions
 from mariner.serve import Server
 from mariner.testing import running_server
@@ -89,7 +89,7 @@ async def test_a_server_with_tls_and_tokens_is_asked(tmp_path: Path, explain: Ex
         temp_dir=tmp_path,
         load_models=("m",),
         management_address=FREE_TLS,
-        token_authorization=TokenAuthorization.ON,
+        token_authorization=TokenMode.ON,
         **settings,
     ) as server:
         with_key = await explain(server, "batchSize", "--certificate-file", str(pair.certificate_file))

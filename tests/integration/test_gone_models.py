@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from test_serving import ONE_WORKER, put_model
 
-from mariner import model_server, pool
+from mariner import deployment, pool
 from mariner.testing import running_server
 
 pytestmark = pytest.mark.slow
@@ -34,7 +34,7 @@ async def register_and_unregister(place: Path) -> None:
 def test_nothing_lies_about_until_the_collector_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uvloop = pytest.importorskip("uvloop")  # whose transports refer to each other
     monkeypatch.setattr(pool, "FINISH_GRACE", 0.2)
-    monkeypatch.setattr(model_server, "LAST_TIMERS", 2.0)
+    monkeypatch.setattr(deployment, "LAST_TIMERS", 2.0)
     put_model(tmp_path / "store", "m", "echo", ONE_WORKER)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(register_and_unregister(tmp_path))

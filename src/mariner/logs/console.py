@@ -59,12 +59,12 @@ def configure(config: Config, stream: TextIO | None = None) -> None:
 
 
 def _read_level(text: str) -> tuple[str, str]:
-    """Name of a logger and its level, from ``mariner.pool=debug``."""
+    """Name of a logger and its level, from ``mariner.worker=debug``."""
     name, _, level = (part.strip() for part in text.partition("="))
     if not name or level.lower() not in {known.value for known in LogLevel}:
         raise ConfigurationError(
             f"Invalid configuration: log_levels={text}: expected <logger>=<level>.",
-            hint=f"Levels are {', '.join(known.value for known in LogLevel)}; a logger is mariner.pool, say.",
+            hint=f"Levels are {', '.join(known.value for known in LogLevel)}; a logger is mariner.worker, say.",
         )
     return name, level.upper()
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mariner.auth import Access, Keys, KeyType, Listener, TokenMode, keys_needed, open_access
+from mariner.auth import Access, Keys, KeyType, Listener, keys_needed, open_access
+from mariner.config import TokenMode
 from mariner.errors import BadRequest, ConfigurationError, InternalError, InvalidKey, NotFound
 
 AUTHORIZATION = "Token Authorization failed. Token either incorrect, expired, or not provided correctly"

@@ -16,7 +16,7 @@ from mariner.config import (
     Config,
     MetricsMode,
     Source,
-    TokenAuthorization,
+    TokenMode,
     find_setting,
     format_value,
     load_config,
@@ -55,7 +55,7 @@ def test_without_any_setting_the_defaults_of_torchserve_hold(load: Load) -> None
 def test_defaults_that_differ_from_torchserve(load: Load) -> None:
     config = load()
     assert config.metrics_mode is MetricsMode.PROMETHEUS
-    assert config.token_authorization is TokenAuthorization.AUTO
+    assert config.token_authorization is TokenMode.AUTO
     assert config.enable_model_api is None
     assert config.batching_policy is BatchingPolicy.EAGER
 
@@ -172,7 +172,7 @@ def test_a_torchserve_variable_can_turn_off_what_a_flag_turned_on(load: Load) ->
         {"disable_token_authorization": "true"},
         TS_DISABLE_TOKEN_AUTHORIZATION="false",
     )
-    assert config.token_authorization is TokenAuthorization.ON
+    assert config.token_authorization is TokenMode.ON
 
 
 def test_allowed_urls_of_the_environment_need_a_second_permission(load: Load) -> None:
@@ -211,20 +211,20 @@ def test_what_the_server_finds_out_itself_cannot_be_set_by_a_file(load: Load) ->
 @pytest.mark.parametrize(
     ("text", "mode"),
     [
-        ("", TokenAuthorization.AUTO),
-        ("disable_token_authorization=true", TokenAuthorization.OFF),
-        ("disable_token_authorization=false", TokenAuthorization.ON),
-        ("token_authorization=on", TokenAuthorization.ON),
-        ("token_authorization=auto\ndisable_token_authorization=true", TokenAuthorization.AUTO),
+        ("", TokenMode.AUTO),
+        ("disable_token_authorization=true", TokenMode.OFF),
+        ("disable_token_authorization=false", TokenMode.ON),
+        ("token_authorization=on", TokenMode.ON),
+        ("token_authorization=auto\ndisable_token_authorization=true", TokenMode.AUTO),
     ],
 )
-def test_the_token_switch_of_torchserve_chooses_the_mode(load: Load, text: str, mode: TokenAuthorization) -> None:
+def test_the_token_switch_of_torchserve_chooses_the_mode(load: Load, text: str, mode: TokenMode) -> None:
     assert load(text).token_authorization is mode
 
 
 def test_the_flag_that_turns_tokens_off_wins_over_the_mode_in_the_file(load: Load) -> None:
     config = load("token_authorization=on", {"disable_token_authorization": "true"})
-    assert config.token_authorization is TokenAuthorization.OFF
+    assert config.token_authorization is TokenMode.OFF
 
 
 # -- how values are read ---------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from mariner import cli
-from mariner.auth import Keys, KeyType, TokenMode, open_access, read_given_keys
-from mariner.config import Config, load_config
+from mariner.auth import Keys, KeyType, open_access, read_given_keys
+from mariner.config import Config, TokenMode, load_config
 from mariner.errors import ConfigurationError
 from mariner.recipe import worker_environment
 

@@ -10,14 +10,14 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
-from mariner.auth import Access, Listener, TokenMode
+from mariner.auth import Access, Listener
 from mariner.errors import BadRequest, MethodNotAllowed
 from mariner.http.exchange import Exchange
 from mariner.http.messages import Response, json_response, read_query, write_error
 from mariner.http.openapi.document import CAPTURES, Json, components, operation_object
 from mariner.http.openapi.page import docs_page
 from mariner.http.openapi.table import DESCRIPTION, OPERATIONS
-from mariner.settings import VERSION
+from mariner.settings import VERSION, TokenMode
 
 if TYPE_CHECKING:
     from mariner.http.routes import Route

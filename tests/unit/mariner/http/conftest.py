@@ -13,8 +13,9 @@ from http_peer import Client, FakeModelServer
 
 import tls_files
 from mariner.address import Address
-from mariner.auth import Access, Listener, TokenMode
+from mariner.auth import Access, Listener
 from mariner.bodies import Arena
+from mariner.config import TokenMode
 from mariner.http.app import App
 from mariner.http.connections import Connections, Limits
 from mariner.http.listener import HttpListener

@@ -10,7 +10,8 @@ from conftest import Clock
 from http_peer import Client, FakeModelServer, get
 
 from mariner.address import Address
-from mariner.auth import Access, Listener, TokenMode
+from mariner.auth import Access, Listener
+from mariner.config import TokenMode
 from mariner.http.app import App
 from mariner.http.connections import Limits
 from mariner.http.listener import HttpListener

@@ -11,7 +11,8 @@ import pytest
 from conftest import Running, Start
 from http_peer import FakeModelServer, get, post, until
 
-from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
+from mariner.auth import Access, Keys, KeyType, Listener
+from mariner.config import TokenMode
 from mariner.errors import ConfigurationError, Draining, MarinerError, ModelNotFound, QueueFull, VersionNotFound
 from mariner.http.connections import Limits
 from mariner.http.routes import ROUTES

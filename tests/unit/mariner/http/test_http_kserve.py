@@ -10,7 +10,8 @@ import pytest
 from conftest import Running, Start
 from http_peer import fail, get, post
 
-from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
+from mariner.auth import Access, Keys, KeyType, Listener
+from mariner.config import TokenMode
 from mariner.errors import ModelNotFound, QueueFull, VersionNotFound
 from mariner.jobs import Job, Reply, pack_headers
 from mariner.lifecycle import Phase, Readiness

@@ -18,8 +18,9 @@ from conftest import Running, Start
 from http_peer import Client, FakeModelServer, post
 
 from mariner.address import Address
-from mariner.auth import Access, Listener, TokenMode
+from mariner.auth import Access, Listener
 from mariner.bodies import Arena
+from mariner.config import TokenMode
 from mariner.errors import ConfigurationError
 from mariner.http.app import App
 from mariner.http.listener import HttpListener, bind

@@ -10,7 +10,8 @@ import pytest
 from conftest import Running, Start
 from http_peer import Answer, get, post
 
-from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
+from mariner.auth import Access, Keys, KeyType, Listener
+from mariner.config import TokenMode
 from mariner.errors import Conflict, DefaultVersionInUse, VersionNotFound, WorkerStartFailed
 from mariner.model_server import Registered
 from mariner.model_settings import RegisterOptions

@@ -15,8 +15,9 @@ from http_peer import Client, FakeModelServer, echo, get, hold, post, until
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mariner.auth import Access, Listener, TokenMode
+from mariner.auth import Access, Listener
 from mariner.bodies import Arena
+from mariner.config import TokenMode
 from mariner.http.app import App
 from mariner.http.connections import Connections, Limits
 from mariner.http.protocol import HttpProtocol

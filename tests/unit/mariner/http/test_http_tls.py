@@ -18,8 +18,9 @@ from http_peer import Client, FakeModelServer, echo, get, hold, post, until
 from test_http_protocol import LARGE, SMALL, STREAM, UUID4, WHOLE, wait_for_connections
 
 from mariner.address import Address
-from mariner.auth import Access, Listener, TokenMode
+from mariner.auth import Access, Listener
 from mariner.bodies import Arena
+from mariner.config import TokenMode
 from mariner.http.app import App
 from mariner.http.connections import Limits
 from mariner.http.listener import HttpListener

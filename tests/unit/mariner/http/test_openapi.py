@@ -18,7 +18,8 @@ from conftest import Running, Start
 from http_peer import Answer, get, post
 from openapi_spec_validator import OpenAPIV30SpecValidator, OpenAPIV31SpecValidator
 
-from mariner.auth import Access, Keys, KeyType, Listener, TokenMode
+from mariner.auth import Access, Keys, KeyType, Listener
+from mariner.config import TokenMode
 from mariner.http.openapi.operations import ERRORS
 from mariner.http.openapi.schemas import SCHEMAS
 from mariner.http.openapi.table import OPERATIONS
