@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/bench.py                      everything; writes benchmarks/RESULTS.md
     .venv/bin/python benchmarks/bench.py --quick --only W1    one short round of one workload
+    .venv/bin/python benchmarks/bench.py --render             the pages again from results.json, without measuring
 
 The peers are installed on first use. A server runs alone; every second round takes the servers in reverse order, so
 that a drift of the machine cancels out. The exit status is 1 if a spine target was missed or something could not be
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
 
@@ -25,7 +27,8 @@ from archives import Prepared, prepare
 from load import WrongAnswer, require_wrk
 from measure import Row, Timing, measure_bare_loop, measure_lifecycle, measure_load
 from peers import PEERS, StartFailed
-from report import describe_machine, limits, medians, medians_table, verdicts, verdicts_table, write_results
+from report import describe_machine, limits, medians, medians_table, verdicts_table
+from results import Run, load, render, write
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from scenarios import BARE, LIFECYCLE, LIFECYCLE_WORKLOAD, MARINER, WORKLOADS
@@ -48,6 +51,9 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else LOG_WIDTH)
     # So that servers are stopped also when the run is ended from outside.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+    if options.render:
+        console.print(f"written: {render(options.out, load(options.out / 'results.json'))}")
+        return 0
     require_wrk()
     for name in options.peers:
         if name in PEERS:
@@ -56,10 +62,16 @@ def main() -> int:
     # A short path, because servers put Unix sockets below it.
     with tempfile.TemporaryDirectory(prefix="bench-") as temporary:
         rows, failures = _measure(_plan(options, Path(temporary), console), console)
-    measured = {
-        workload.measure(n) for workload in WORKLOADS if workload.name in options.only for n in workload.connections
-    }
-    judged = verdicts(medians(rows), measured | (options.only & LIFECYCLE.keys()), options.peers)
+    run = Run(
+        datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        " ".join(["python", "benchmarks/bench.py", *sys.argv[1:]]),
+        facts,
+        rows,
+        failures,
+        _measures(options.only),
+        options.peers,
+    )
+    judged = run.judged
 
     if rows:
         console.print(medians_table(medians(rows)))
@@ -67,7 +79,7 @@ def main() -> int:
         console.print(verdicts_table(judged))
     for line in [*(failure.partition("\n")[0] for failure in failures), *limits(rows)]:
         console.print(f"! {line}", highlight=False, markup=False)
-    console.print(f"written: {write_results(options.out, rows, judged, failures, facts)}")
+    console.print(f"written: {write(options.out, run)}")
     missed = MARINER in options.peers and any(verdict.says(verdict.target.spine) == "miss" for verdict in judged)
     return 1 if failures or missed else 0
 
@@ -94,6 +106,7 @@ def _options() -> argparse.Namespace:
         "--warm-up", type=int, default=8, help="seconds of load on each server first: Java compiles (default 8)"
     )
     parser.add_argument("--quick", action="store_true", help="one round of 2 s, to see that everything works")
+    parser.add_argument("--render", action="store_true", help="measure nothing; make the pages again from results.json")
     parser.add_argument(
         "--out", type=Path, help="folder of RESULTS.md (default: benchmarks for a full run, else build/benchmarks)"
     )
@@ -105,6 +118,11 @@ def _options() -> argparse.Namespace:
     if options.quick:
         options.seconds, options.warm_up, options.rounds = QUICK_SECONDS, QUICK_SECONDS, 1
     return options
+
+
+def _measures(only: set[str]) -> list[str]:
+    loads = [workload.measure(n) for workload in WORKLOADS if workload.name in only for n in workload.connections]
+    return loads + [name for name in LIFECYCLE if name in only]
 
 
 def _plan(options: argparse.Namespace, temporary: Path, console: Console) -> list[Step]:

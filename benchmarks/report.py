@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from datetime import datetime, timezone
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
@@ -18,7 +16,19 @@ from measure import Row
 from rich.table import Table
 from scenarios import LIFECYCLE, MARINER, TARGETS, WORKLOADS, Target
 
-__all__ = ["Verdict", "describe_machine", "medians", "medians_table", "verdicts", "verdicts_table", "write_results"]
+__all__ = [
+    "INTRODUCTION",
+    "Verdict",
+    "describe_machine",
+    "figure",
+    "limits",
+    "markdown_page",
+    "medians",
+    "medians_table",
+    "verdict_cells",
+    "verdicts",
+    "verdicts_table",
+]
 
 SATURATED = 0.95  # cores of the one wrk thread
 SHARED = 0.15  # cores that neither wrk nor the server used
@@ -83,13 +93,13 @@ def verdicts_table(judged: Sequence[Verdict]) -> Table:
         table.add_column(heading, justify="left" if heading in {"measure", "against", "", " "} else "right")
     colour = {"ok": "green", "miss": "red", "not measured": "yellow", "": "white"}
     for verdict in judged:
-        measure, against, reached, spine, spine_says, goal, goal_says = _verdict_cells(verdict)
+        measure, against, reached, spine, spine_says, goal, goal_says = verdict_cells(verdict)
         says = [f"[{colour[word]}]{word}[/]" for word in (spine_says, goal_says)]
         table.add_row(measure, against, reached, spine, says[0], goal, says[1])
     return table
 
 
-def _verdict_cells(verdict: Verdict) -> list[str]:
+def verdict_cells(verdict: Verdict) -> list[str]:
     target = verdict.target
     suffix = "x" if target.against else {"memory": " MB"}.get(target.measure, " s")
     sign = "≤" if target.at_most else "≥"
@@ -128,12 +138,12 @@ def _median_cells(found: Medians) -> tuple[list[str], list[list[str]]]:
                 cells.append("-")
                 continue
             ratio = f" ({ours / value:.3g}x)" if ours is not None and peer != MARINER else ""
-            cells.append(f"{_figure(value)}{units[measure]}{ratio}")
+            cells.append(f"{figure(value)}{units[measure]}{ratio}")
         lines.append(cells)
     return ["measure", *peers], lines
 
 
-def _figure(value: float) -> str:
+def figure(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
@@ -180,46 +190,34 @@ def limits(rows: Iterable[Row]) -> list[str]:
     return list(found)
 
 
-def write_results(
-    folder: Path, rows: Sequence[Row], judged: Sequence[Verdict], failures: Sequence[str], facts: Mapping[str, str]
-) -> Path:
-    """Write ``RESULTS.md`` and ``results.json``; the page's path is returned."""
-    folder.mkdir(parents=True, exist_ok=True)
-    when = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    command = " ".join(["python", "benchmarks/bench.py", *sys.argv[1:]])
-    document = {
-        "when": when,
-        "command": command,
-        "facts": dict(facts),
-        "rows": [asdict(row) for row in rows],
-        "failures": list(failures),
-    }
-    (folder / "results.json").write_text(json.dumps(document, indent=1) + "\n")
-
-    listed = [f"- {name}: {value}" for name, value in ({"command": f"`{command}`", "when": when} | dict(facts)).items()]
+def markdown_page(
+    rows: Sequence[Row], judged: Sequence[Verdict], failures: Sequence[str], facts: Mapping[str, str]
+) -> str:
+    """``RESULTS.md``, which shows the picture and links the page with plots beside it."""
     described = [f"- **{workload.name}**: {workload.title}" for workload in WORKLOADS]
     sections = [
         "# Benchmark results",
         INTRODUCTION,
+        "![Requests per second of each server](results.svg)",
+        "With latencies, start, memory and recovery as plots: [results.html](results.html).",
         "\n".join(described),
         "## Targets",
-        _markdown(["measure", "against", "reached", "spine", "", "goal", ""], map(_verdict_cells, judged)),
+        _markdown(["measure", "against", "reached", "spine", "", "goal", ""], map(verdict_cells, judged)),
         "## Medians",
         _markdown(*_median_cells(medians(rows))),
     ]
     if bounded := [*failures, *limits(rows)]:
         sections += ["## Limits of this run", "\n".join("- " + line.replace("\n", "\n  ") for line in bounded)]
-    sections += ["## Machine and versions", "\n".join(listed), "## Rows", _markdown(list(_RAW), map(_raw_cells, rows))]
-    page = folder / "RESULTS.md"
-    page.write_text("\n\n".join(sections) + "\n")
-    return page
+    listed = "\n".join(f"- {name}: {value}" for name, value in facts.items())
+    sections += ["## Machine and versions", listed, "## Rows", _markdown(list(_RAW), map(_raw_cells, rows))]
+    return "\n\n".join(sections) + "\n"
 
 
 _RAW = ("measure", "peer", "round", "value", "p50 ms", "p99 ms", "requests", "≥ 400", "wrk", "server", "others", "note")
 
 
 def _raw_cells(row: Row) -> list[str]:
-    value = "-" if row.value is None else f"{_figure(row.value)} {row.unit}"
+    value = "-" if row.value is None else f"{figure(row.value)} {row.unit}"
     fractions = ["" if number is None else f"{number:.3g}" for number in (row.p50_ms, row.p99_ms)]
     cores = ["" if n is None else f"{n:.2f}" for n in (row.wrk_cores, row.server_cores, row.other_cores)]
     requests = "" if row.requests is None else str(row.requests)
