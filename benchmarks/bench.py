@@ -2,6 +2,7 @@
 
     .venv/bin/python benchmarks/bench.py                      everything; writes benchmarks/RESULTS.md
     .venv/bin/python benchmarks/bench.py --quick --only W1    one short round of one workload
+    .venv/bin/python benchmarks/bench.py --only W1,W1b,W2 --peers mariner,litserve,ray     other peers, not in every run
     .venv/bin/python benchmarks/bench.py --render             the pages again from results.json, without measuring
 
 The peers are installed on first use. A server runs alone; every second round takes the servers in reverse order, so
@@ -26,7 +27,7 @@ from pathlib import Path
 from archives import Prepared, prepare
 from load import WrongAnswer, require_wrk
 from measure import Row, Timing, measure_bare_loop, measure_lifecycle, measure_load
-from peers import PEERS, StartFailed
+from peers import OPTIONAL, PEERS, Peer, StartFailed
 from report import describe_machine, limits, medians, medians_table, verdicts_table
 from results import Run, load, render, write
 from rich.console import Console
@@ -86,7 +87,8 @@ def main() -> int:
 
 def _options() -> argparse.Namespace:
     everything = [workload.name for workload in WORKLOADS] + list(LIFECYCLE)
-    everybody = [*PEERS, BARE]
+    usual = [*(name for name in PEERS if name not in OPTIONAL), BARE]
+    everybody = [*usual, *(name for name in PEERS if name in OPTIONAL)]
 
     def names(known: list[str]) -> Callable[[str], set[str]]:
         def parse(text: str) -> set[str]:
@@ -99,7 +101,9 @@ def _options() -> argparse.Namespace:
 
     parser = argparse.ArgumentParser(description="Measure Mariner against TorchServe, mosec and a bare loop.")
     parser.add_argument("--only", type=names(everything), help=f"some of {','.join(everything)}")
-    parser.add_argument("--peers", type=names(everybody), help=f"some of {','.join(everybody)}")
+    parser.add_argument(
+        "--peers", type=names(everybody), help=f"some of {','.join(everybody)} (default: {','.join(usual)})"
+    )
     parser.add_argument("--seconds", type=int, default=5, help="length of one measurement (default 5)")
     parser.add_argument("--rounds", type=int, default=2, help="interleaved rounds; the median counts (default 2)")
     parser.add_argument(
@@ -114,7 +118,7 @@ def _options() -> argparse.Namespace:
     incomplete = options.quick or options.only or options.peers
     options.out = options.out or (HERE.parent / "build" / "benchmarks" if incomplete else HERE)
     options.only = options.only or set(everything)
-    options.peers = [name for name in everybody if options.peers is None or name in options.peers]
+    options.peers = [name for name in everybody if name in (options.peers or usual)]
     if options.quick:
         options.seconds, options.warm_up, options.rounds = QUICK_SECONDS, QUICK_SECONDS, 1
     return options
@@ -140,6 +144,8 @@ def _plan(options: argparse.Namespace, temporary: Path, console: Console) -> lis
         for name, prepared in folders.items():
             seconds = options.seconds * prepared.workload.times
             for peer in order:
+                if peer in PEERS and not _covers(PEERS[peer], name):
+                    continue
                 title = f"round {round_}, {name}, {peer}"
                 directory = temporary / f"{name}-{peer}-{round_}"
                 if peer == BARE:
@@ -153,6 +159,10 @@ def _plan(options: argparse.Namespace, temporary: Path, console: Console) -> lis
                     rows = partial(measure_load, PEERS[peer], prepared, directory, round_, timing)
                     steps.append(Step(title, rows))
     return steps
+
+
+def _covers(peer: Peer, workload: str) -> bool:
+    return peer.workloads is None or workload in peer.workloads
 
 
 def _measure(steps: list[Step], console: Console) -> tuple[list[Row], list[str]]:

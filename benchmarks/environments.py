@@ -25,6 +25,8 @@ REQUIREMENTS = {
         "setuptools<81",
     ),
     "mosec": ("mosec==0.9.8", "torch==2.13.0", "numpy"),
+    "litserve": ("litserve==0.2.19", "torch==2.13.0", "numpy"),
+    "ray": ("ray[serve]==2.60.0", "torch==2.13.0", "numpy"),
 }
 
 
@@ -45,7 +47,7 @@ def make_environment(peer: str, console: Console) -> None:
         console.print(f"making {folder} (about 1 GB, once)")
         subprocess.run([sys.executable, "-m", "venv", str(folder)], check=True)
         for requirement in REQUIREMENTS[peer]:
-            console.print(f"  installing {requirement}")
+            console.print(f"  installing {requirement}", markup=False)
             pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
             subprocess.run([*pip, requirement], check=True)
         stamp.write_text(wanted)

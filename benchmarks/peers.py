@@ -18,11 +18,12 @@ from environments import environment_bin, installed_version, make_environment
 from load import ask
 from processes import ServerProcess, free_port
 from rich.console import Console
-from scenarios import MARINER, MOSEC, TORCHSERVE
+from scenarios import LITSERVE, MARINER, MOSEC, RAY, TORCHSERVE
 
-__all__ = ["PEERS", "Peer", "Running", "StartFailed"]
+__all__ = ["OPTIONAL", "PEERS", "Peer", "Running", "StartFailed"]
 
 START_SECONDS = 60.0
+JSON_WORKLOADS = frozenset({"W1", "W1b", "W2"})
 POLL_SECONDS = 0.01  # the error of a cold start; asking more often would slow down what starts
 
 
@@ -66,6 +67,8 @@ class Peer(ABC):
     path: str
     distribution: str
     bin: Path
+    workloads: frozenset[str] | None = None
+    """What it is measured on, if not on everything."""
 
     @abstractmethod
     def prepare(self, console: Console) -> None:
@@ -160,29 +163,67 @@ class Mariner(TorchServe):
             raise SystemExit(f"{self.bin}/torchserve is missing. Install the project there: pip install -e '.[torch]'")
 
 
-class Mosec(Peer):
-    name = MOSEC
+class Program(Peer):
+    """A server that is a program of ours in an environment of its own and is told by the environment what to serve."""
+
     path = "/inference"
-    distribution = "mosec"
-    bin = environment_bin(MOSEC)
+    program: str
 
     def prepare(self, console: Console) -> None:
-        make_environment(MOSEC, console)
+        make_environment(self.name, console)
 
     def start(self, prepared: Prepared, directory: Path, port: int) -> Start:
-        del directory
         workload = prepared.workload
-        app = [str(self.bin / "python"), str(MODELS / "mosec_app.py")]
-        # By default it gives up on a request after 3 s; the others wait for minutes.
-        listen = ["--address", "127.0.0.1", "--port", str(port), "--timeout", "30000"]
         settings = {
             "BENCH_MODEL_DIR": str(prepared.model_dir),
             "BENCH_HANDLER": workload.handler,
             "BENCH_BODY": workload.body.value,
             "BENCH_BATCH_SIZE": str(workload.batch_size),
             "BENCH_BATCH_DELAY_MS": str(workload.batch_delay_ms),
+            "BENCH_PORT": str(port),
+            "BENCH_TEMPORARY": str(directory),
         }
-        return Start([*app, *listen], settings, None)
+        return Start([str(self.bin / "python"), str(MODELS / self.program), *self.flags(port)], settings, None)
+
+    def flags(self, port: int) -> list[str]:
+        del port
+        return []
 
 
-PEERS: dict[str, Peer] = {peer.name: peer for peer in (Mariner(), TorchServe(), Mosec())}
+class Mosec(Program):
+    name = MOSEC
+    distribution = "mosec"
+    program = "mosec_app.py"
+    bin = environment_bin(MOSEC)
+
+    def flags(self, port: int) -> list[str]:
+        # By default it gives up on a request after 3 s; the others wait for minutes.
+        return ["--address", "127.0.0.1", "--port", str(port), "--timeout", "30000"]
+
+
+class LitServe(Program):
+    name = LITSERVE
+    path = "/predict"
+    distribution = "litserve"
+    program = "litserve_app.py"
+    bin = environment_bin(LITSERVE)
+    workloads = JSON_WORKLOADS
+
+
+class RayServe(Program):
+    name = RAY
+    path = "/"
+    distribution = "ray"
+    program = "ray_app.py"
+    bin = environment_bin(RAY)
+    workloads = JSON_WORKLOADS
+
+    def start(self, prepared: Prepared, directory: Path, port: int) -> Start:
+        start = super().start(prepared, directory, port)
+        # What its pages advise for throughput, but for HAProxy, with which it listens on all interfaces.
+        ours = {"RAY_SERVE_THROUGHPUT_OPTIMIZED": "1", "RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(MODELS)}
+        return Start(start.command, start.environment | ours, None)
+
+
+PEERS: dict[str, Peer] = {peer.name: peer for peer in (Mariner(), TorchServe(), Mosec(), LitServe(), RayServe())}
+OPTIONAL = frozenset({LITSERVE, RAY})  # measured only when they are named: a run takes long enough

@@ -5,9 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
-__all__ = ["BARE", "LIFECYCLE", "MARINER", "MOSEC", "TARGETS", "TORCHSERVE", "WORKLOADS", "Body", "Target", "Workload"]
+__all__ = [
+    "BARE",
+    "LIFECYCLE",
+    "LITSERVE",
+    "MARINER",
+    "MOSEC",
+    "RAY",
+    "TARGETS",
+    "TORCHSERVE",
+    "WORKLOADS",
+    "Body",
+    "Target",
+    "Workload",
+]
 
 MARINER, TORCHSERVE, MOSEC, BARE = "mariner", "torchserve", "mosec", "bare"
+LITSERVE, RAY = "litserve", "ray"
 
 
 class Body(Enum):
