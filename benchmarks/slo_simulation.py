@@ -84,7 +84,7 @@ def run(model: Model, load: float, make: Callable[[Callable[[], float]], JobQueu
     while done < REQUESTS:
         now, what = heapq.heappop(events)
         if what == 0:
-            queue.put(Job(Request("", b"", []), lambda outcome: None, created=now))
+            queue.put(Job(Request("", b"", []), lambda _: None, created=now))
             if (following := next(coming, None)) is not None:
                 heapq.heappush(events, (following, 0))
         elif what == 1:

@@ -128,7 +128,7 @@ class Curve:
         self._slow = self._rising(SLOW, draw)
 
     def _spread(self) -> float:
-        """How far batches of one size differ: how much longer a slow one takes than a usual one, up to twice as long."""
+        """How much longer than a usual batch a slow one of its size takes, as a share; at most 1."""
         spread, weight = 0.0, 0
         for measured in self._seconds.values():
             usual = _quantile(measured, USUAL)
@@ -197,7 +197,7 @@ class Curve:
         return low
 
     def fastest(self, limit: int) -> int:
-        """The size up to ``limit`` of which most jobs are done per second; of equal ones the largest, to learn of it."""
+        """The size up to ``limit`` that does most jobs per second; of equal ones the largest, to learn of it."""
         # Between measured sizes the curve is a line, on which the rate has no maximum but at the ends.
         sizes = [size for size in self._sizes if size < limit]
         return max([*sizes, limit], key=lambda size: (self.rate(size), size))
@@ -214,7 +214,7 @@ class SloQueue(JobQueue):
         model: see :class:`mariner.batching.JobQueue`, as the other arguments.
         target: seconds within which a request is to be answered.
         batch_size: most jobs in a batch.
-        max_delay: most seconds a job waits for others.
+        max_delay: has no effect, as nothing is held back.
         capacity: most jobs that may wait.
         clock: the time in seconds.
 

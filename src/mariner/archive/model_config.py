@@ -261,8 +261,8 @@ class ModelConfig:
     )
     batching_policy: Literal["eager", "fill", "slo"] | None = _row(
         "batchingPolicy", _one_of("eager", "fill", "slo"),
-        "When a batch that is not full starts: at once, or when it has waited for `maxBatchDelay`. With `slo`, sized as "
-        "`latencySloMs` allows, and up to `batchSize`; a model that has it without `latencySloMs`, or with "
+        "When a batch that is not full starts: at once, or when it has waited for `maxBatchDelay`. With `slo`, sized "
+        "as `latencySloMs` allows, and up to `batchSize`; a model that has it without `latencySloMs`, or with "
         "`sequenceBatching`, is refused. See [Batching](../explanation/batching.md#batches-for-a-latency-target).",
         default="`batching_policy`", ours=True,
     )  # fmt: skip
