@@ -200,6 +200,9 @@ class JobQueue(ABC):
         self._earliest_deadline = math.inf
         return jobs
 
+    def measured(self, size: int, seconds: float) -> None:  # noqa: B027  (most queues do not learn)
+        """A worker has run a batch of ``size`` jobs, which took the handler so long."""
+
     def pinned(self, worker: object) -> int:  # noqa: ARG002
         """How many open sequences only this worker can serve."""
         return 0

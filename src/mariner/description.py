@@ -20,6 +20,7 @@ from mariner.jobs import Job, Outcome, Request, pack_headers
 from mariner.lifecycle import State
 from mariner.memory import resident_memory
 from mariner.registry import ModelVersion
+from mariner.slo import SloQueue
 from mariner.worker import Worker
 
 __all__ = ["Metadata", "ask_for_metadata", "describe_version", "read_metadata"]
@@ -82,6 +83,7 @@ def describe_version(
         **({"brokenReason": pool.last_death.summary} if pool.broken and pool.last_death else {}),
         **({"deaths": [describe_death(death, brief=True) for death in deaths[:DEATHS_SHOWN]]} if deaths else {}),
         **({"autoscaling": _describe_scaling(version, clock)} if pool.min_workers < pool.max_workers else {}),
+        **({"batching": pool.queue.describe()} if isinstance(pool.queue, SloQueue) else {}),
     }
 
 

@@ -34,6 +34,7 @@ from mariner.recipe import make_recipe, worker_environment
 from mariner.registry import ModelVersion
 from mariner.requirements import install_requirements, interpreter
 from mariner.sequences import Rules, SequenceQueue
+from mariner.slo import SloQueue
 from mariner.worker import Worker
 
 __all__ = ["MAX_WORKERS", "ModelLoader"]
@@ -217,6 +218,15 @@ class ModelLoader:
         """Where the requests of a version wait."""
         yaml = settings.config
         batch_size = 1 if settings.overlap else settings.batch_size
+        if yaml.batching_policy == "slo":
+            return SloQueue(
+                model,
+                target=(yaml.latency_slo_ms or 0.0) / 1000,
+                batch_size=batch_size,
+                max_delay=settings.max_batch_delay,
+                capacity=settings.queue_size,
+                clock=self._clock.time,
+            )
         if not yaml.sequence_batching:
             return make_queue(
                 settings.batching_policy,
@@ -249,13 +259,24 @@ class ModelLoader:
         """The model config, less a list of devices that do not all exist.
 
         Raises:
-            InvalidArchive: it asks for what does not exist yet, or for sequences that would never end.
+            InvalidArchive: it asks for what does not exist yet, for sequences that would never end, or for batches that
+                keep to a target it does not name.
         """
         if yaml.sequence_batching and not yaml.sequence_max_idle_msec:
             raise InvalidArchive(
                 f"Model {name} has sequenceBatching without sequenceMaxIdleMSec.",
                 hint="Set sequenceMaxIdleMSec above 0 in its model config: the time after which a sequence that nobody "
                 "continues is given up.",
+            )
+        if yaml.batching_policy == "slo" and not yaml.latency_slo_ms:
+            raise InvalidArchive(
+                f"Model {name} has batchingPolicy: slo without latencySloMs.",
+                hint="Set latencySloMs in its model config: the milliseconds within which requests are to be answered.",
+            )
+        if yaml.batching_policy == "slo" and yaml.sequence_batching:
+            raise InvalidArchive(
+                f"Model {name} has batchingPolicy: slo and sequenceBatching, which exclude each other.",
+                hint="Choose batchingPolicy: eager or fill for sequences.",
             )
         if refused := yaml.refused():
             raise InvalidArchive(

@@ -433,6 +433,7 @@ class Worker:
         if seconds is not None:
             # A handler that returns a constant still takes time; the first batch is all that is known.
             self.cost = max(seconds if not self.cost else self.cost + SMOOTHING * (seconds - self.cost), 1e-6)
+            self._queue.measured(batch.size, seconds)
         if self._batches and not self._overlap:
             self._queue.ahead -= next(iter(self._batches.values())).size
 

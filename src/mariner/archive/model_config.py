@@ -49,7 +49,6 @@ class Row:
         doc: what it does, for the reference page.
         default: what holds where no other place says anything either, for the reference page.
         ours: TorchServe has no such key.
-        inert: read, and without effect in this version.
         refused: values of a feature that does not exist yet: such a model is not registered.
     """
 
@@ -58,7 +57,6 @@ class Row:
     doc: str
     default: str = ""
     ours: bool = False
-    inert: bool = False
     refused: frozenset[Any] = frozenset()
 
 
@@ -263,8 +261,10 @@ class ModelConfig:
     )
     batching_policy: Literal["eager", "fill", "slo"] | None = _row(
         "batchingPolicy", _one_of("eager", "fill", "slo"),
-        "When a batch that is not full starts: at once, or when it has waited for `maxBatchDelay`.",
-        default="`batching_policy`", ours=True, refused=frozenset({"slo"}),
+        "When a batch that is not full starts: at once, or when it has waited for `maxBatchDelay`. With `slo`, sized "
+        "as `latencySloMs` allows, and up to `batchSize`; a model that has it without `latencySloMs`, or with "
+        "`sequenceBatching`, is refused. See [Batching](../explanation/batching.md#batches-for-a-latency-target).",
+        default="`batching_policy`", ours=True,
     )  # fmt: skip
     isolate_batch_errors: bool | None = _row(
         "isolateBatchErrors", _SWITCH,
@@ -281,8 +281,9 @@ class ModelConfig:
         "start took.", default="`worker_idle_timeout`", ours=True,
     )  # fmt: skip
     latency_slo_ms: float | None = _row(
-        "latencySloMs", Kind("number (ms) above 0", _amount), "What the policy `slo` aims at.", ours=True, inert=True
-    )
+        "latencySloMs", Kind("number (ms) above 0", _amount),
+        "Time within which the policy `slo` has requests answered, from their arrival at the server.", ours=True,
+    )  # fmt: skip
     autoscale: bool | None = _row(
         "autoscale", _SWITCH,
         "Workers come when work waits, up to `maxWorkers`, and go when idle, down to `minWorkers`. Not for models with "
@@ -386,11 +387,11 @@ def read_model_config(path: Path) -> tuple[ModelConfig | None, list[str]]:
 
 
 def _without_effect(config: ModelConfig, document: Mapping[Any, Any]) -> list[str]:
-    keys = [row.key for name, row in rows(ModelConfig).items() if row.inert and getattr(config, name) is not None]
-    texts = [f"Keys without effect in this version: {', '.join(keys)}."] if keys else []
+    texts = []
     for key, given, dependent in (
         ("parallelType", config.parallel_type, ("parallelLevel", "torchrun")),
         ("sequenceBatching", config.sequence_batching, _OF_SEQUENCES),
+        ("batchingPolicy: slo", config.batching_policy == "slo", ("latencySloMs",)),
     ):
         ignored = [name for name in dependent if document.get(name) not in (None, 0, 1)]
         texts += [f"Without {key} there is no effect of {' and '.join(ignored)}."] if ignored and not given else []

@@ -27,8 +27,6 @@ def _meaning(row: Row) -> str:
     if row.refused:
         words = ", ".join(f"`{plain(value)}`" for value in sorted(row.refused))
         notes.append(f"A model with {words} is refused: the feature does not exist yet.")
-    if row.inert:
-        notes.append("Accepted; has no effect in this version.")
     if row.ours:
         notes.append("*Not in TorchServe.*")
     return " ".join(notes)

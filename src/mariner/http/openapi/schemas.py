@@ -190,6 +190,23 @@ SCHEMAS: dict[str, Schema] = {
                 optional=("lastDecision",),
                 description="What a version with a range of workers does by itself.",
             ),
+            "batching": record(
+                {
+                    "latencySloMs": {**NUMBER, "description": "The target."},
+                    "batchSize": integer("Most requests in a batch at present."),
+                    "measured": array(
+                        record(
+                            {
+                                "batchSize": integer("Requests in a batch."),
+                                "p50Ms": {**NUMBER, "description": "Half of the batches take no longer."},
+                                "p90Ms": {**NUMBER, "description": "Nine of ten take no longer."},
+                                "batches": integer("How many were measured."),
+                            }
+                        )
+                    ),
+                },
+                description="What the policy slo has learnt of the model.",
+            ),
             "trafficWeight": _weight("Its weight, where versions share the traffic of the model."),
             "customizedMetadata": {"type": "object", "description": "What the handler says of itself."},
             "settings": {
@@ -203,6 +220,7 @@ SCHEMAS: dict[str, Schema] = {
         optional=(
             "deviceIds",
             "autoscaling",
+            "batching",
             "brokenReason",
             "deaths",
             "trafficWeight",

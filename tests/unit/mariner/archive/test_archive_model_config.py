@@ -225,7 +225,8 @@ def test_every_key_has_a_text_for_the_reference_page() -> None:
             ["Without parallelType there is no effect of parallelLevel and torchrun."],
         ),
         ("parallelLevel: 1\n", []),
-        ("latencySloMs: 9\n", ["Keys without effect in this version: latencySloMs."]),
+        ("latencySloMs: 9\n", ["Without batchingPolicy: slo there is no effect of latencySloMs."]),
+        ("latencySloMs: 9\nbatchingPolicy: slo\n", []),
         (
             "sequenceMaxIdleMSec: 5\nmaxNumSequence: 2\nsequenceBatching: false\n",
             ["Without sequenceBatching there is no effect of sequenceMaxIdleMSec and maxNumSequence."],
