@@ -11,12 +11,26 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from fault_server import FaultServer, Reply
+import psutil
+from fault_server import FAULTY, FaultServer, Reply
 
 __all__ = ["FAULTS", "Fault", "Finding"]
 
 ERROR_PAUSE = 0.1  # seconds after which a client that got an error tries again
 GIVE_UP = 20.0  # seconds after which a model that has not come back is given up
+LARGE_SIDE = 7072  # of a square matrix of 200 MB
+NET = """\
+import torch
+
+
+class Handler:
+    def initialize(self, context):
+        torch.manual_seed(0)
+        self.initialized, self.model = True, torch.nn.Linear({side}, {side}, bias=False)
+
+    def handle(self, data, context):
+        return [float(self.model.weight[0, 0])] * len(data)
+"""
 BATCHES = {"batchSize": 4, "maxBatchDelay": 20}
 
 
@@ -239,7 +253,7 @@ async def overload(server: FaultServer) -> Finding:
 
 
 async def step_load(server: FaultServer) -> Finding:
-    await server.serve("grows", minWorkers=1, maxWorkers=4)
+    await server.serve("grows", source=f"{FAULTY}\nimport torch\n", minWorkers=1, maxWorkers=4)
     async with load(server, "grows", 1, seconds=0.05):
         await asyncio.sleep(1.0)
         struck, most, reached = time.monotonic(), 1, None
@@ -267,6 +281,23 @@ async def client_leaves(server: FaultServer) -> Finding:
     ran = sum(path.exists() for path in traces)
     figure = f"{ran} of 5 abandoned requests ran; the next client waited {waited:.2f} s"
     return Finding(figure, {"ran": ran, "of": 5, "next_waited_seconds": waited})
+
+
+async def share_weights(server: FaultServer) -> Finding:
+    workers = 8
+    memory = {}
+    for name, side in (("small", 8), ("large", LARGE_SIDE)):
+        await server.serve(
+            name, source=NET.format(side=side), minWorkers=workers, maxWorkers=workers, sharedWeights="true"
+        )
+        while len(pids := await server.workers(name)) < workers:  # noqa: ASYNC110
+            await asyncio.sleep(0.2)
+        memory[name] = sum(psutil.Process(pid).memory_full_info().pss for pid in pids)
+        await server.unregister(name)
+    size = 4 * LARGE_SIDE**2
+    copies = (memory["large"] - memory["small"]) / size
+    figure = f"{copies:.2f} copies of the weights in memory; {memory['large'] / 1e6:,.0f} MB in all"
+    return Finding(figure, {"copies": copies, "bytes": memory["large"], "weights": size, "workers": workers})
 
 
 async def stop_under_load(server: FaultServer) -> Finding:
@@ -319,7 +350,13 @@ FAULTS = (
     Fault("batch", "One bad request in a batch of 8", "the handler raises for one of them", bad_in_batch),
     Fault("poison", "A poison request each second", "`os._exit` for 10 s, 16 clients, 2 workers, batches of 4", poison),
     Fault("overload", "Three times the load it can bear", "6 s, clients wait 1 s and leave", overload),
-    Fault("step", "The load grows from 1 to 10 clients", "`minWorkers: 1`, `maxWorkers: 4`", step_load),
+    Fault("step", "The load grows from 1 to 10 clients", "`minWorkers: 1`, `maxWorkers: 4`, with PyTorch", step_load),
     Fault("leave", "Clients leave", "5 that wait behind a slow request go away", client_leaves),
+    Fault(
+        "weights",
+        "Eight workers on the CPU have one net of 200 MB",
+        "`sharedWeights: true`, which TorchServe does not know; PSS beyond that of a tiny net",
+        share_weights,
+    ),
     Fault("stop", "The server is stopped", "`torchserve --stop`; 8 requests wait or run", stop_under_load),
 )
