@@ -272,7 +272,9 @@ class HttpProtocol(asyncio.BufferedProtocol):
         self._url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields += (name, value)  # a trailer lands here too and is dropped with the end of its body
+        # A trailer lands here too and is dropped with the end of its body. Where a read ended with the space behind a
+        # value, the parser has left it in place.
+        self._fields += (name, value.rstrip(b" \t"))
 
     def on_headers_complete(self) -> None:
         raw, self._fields = self._fields, []

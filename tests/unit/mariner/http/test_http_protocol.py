@@ -195,6 +195,17 @@ async def test_chunks_are_put_together(running: Running) -> None:
     assert (await client.ask(post(body=b"next"))).body == b"next"
 
 
+async def test_the_space_behind_a_value_is_none_of_it_where_ever_the_bytes_were_cut(running: Running) -> None:
+    client, other = await running.connect(), await running.connect()
+    head = get("/predictions/m", "X-Mine: a b", "Transfer-Encoding: chunked ", method="POST")
+    for end in (head.index(b"a b") + 2, head.index(b"chunked ") + 8):
+        await client.send(head[:end])
+        await other.ask(get("/ping"))  # by then the server has read what was sent before
+        answer = await client.ask(head[end:] + b"3\r\nabc\r\n0\r\n\r\n")
+        assert (answer.status, answer.body) == (200, b"abc")
+        assert ("X-Mine", "a b") in running.models.headers
+
+
 async def test_a_large_body_lies_in_shared_memory(running: Running) -> None:
     kept: list[bool] = []
 
